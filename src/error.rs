@@ -1,0 +1,595 @@
+//! What can go wrong: [`BuildError`] when a pool starts, [`TaskError`] when a task ends without a value.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a pool could not be built.
+///
+/// Nothing is left running when [`build`](crate::PoolBuilder::build) returns one.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// [`init`](crate::init) was not called before the pool was built.
+    NotInitialized,
+    /// The pool would be built inside a worker, without [`nested`](crate::PoolBuilder::nested).
+    Nested,
+    /// Pools nest deeper than the limit.
+    TooDeep {
+        /// How deep this pool would be: 1 for a pool inside a worker.
+        depth: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// An option that has no meaning.
+    InvalidOption {
+        /// The builder's method.
+        option: &'static str,
+        /// What is wrong with the value.
+        reason: String,
+    },
+    /// The initializer's argument could not be encoded.
+    Encode {
+        /// What postcard could not do, with the type's name.
+        message: String,
+    },
+    /// The worker program could not be started: missing or not executable, or the system is out of processes or
+    /// file descriptors.
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// What was started is not a worker of this program, or ended before it was ready.
+    Handshake {
+        /// The program.
+        program: PathBuf,
+        /// What was wrong.
+        reason: String,
+        /// The first bytes that it wrote to its standard output, if any.
+        first_bytes: Vec<u8>,
+        /// The last lines of its standard error.
+        stderr: String,
+    },
+    /// The worker did not become ready within [`start_timeout`](crate::PoolBuilder::start_timeout).
+    StartTimeout {
+        /// What it was doing.
+        phase: StartPhase,
+        /// How long it was given.
+        timeout: Duration,
+        /// The first bytes that it wrote to its standard output in place of a handshake, if any.
+        first_bytes: Vec<u8>,
+        /// The last lines of its standard error.
+        stderr: String,
+    },
+    /// The initializer returned an error, panicked, or ended the worker.
+    Initializer {
+        /// The initializer.
+        name: String,
+        /// The error, the panic's message, or how the worker ended.
+        message: String,
+        /// The panic, if it was one.
+        panic: Option<RemotePanic>,
+    },
+    /// The system refused something that the pool itself needs.
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// The pool was closed or terminated while it started.
+    Closed,
+}
+
+/// How far a worker had come that did not become ready in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StartPhase {
+    /// The process runs and has not said that it is a worker.
+    Handshake,
+    /// The initializer runs.
+    Initializer,
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotInitialized => f.write_str(
+                "procession::init() has not run: make it the first line of main, or turn on the feature `auto-init`",
+            ),
+            Self::Nested => f.write_str(
+                "a pool inside a worker: allow it with Pool::builder().nested(true) if it is meant, \
+                 or make sure that procession::init() runs before the pool is built",
+            ),
+            Self::TooDeep { depth, limit } => {
+                write!(f, "a pool at nesting depth {depth}, over the limit of {limit}")
+            }
+            Self::InvalidOption { option, reason } => write!(f, "invalid {option}: {reason}"),
+            Self::Encode { message } => write!(f, "the initializer's argument: {message}"),
+            Self::Spawn { program, .. } => write!(f, "cannot start the worker program {}", program.display()),
+            Self::Handshake { program, reason, first_bytes, stderr } => {
+                write!(f, "{} did not become a worker: {reason}", program.display())?;
+                write_first_bytes(f, first_bytes)?;
+                write_stderr(f, stderr)
+            }
+            Self::StartTimeout { phase, timeout, first_bytes, stderr } => {
+                match phase {
+                    StartPhase::Handshake => write!(f, "a worker did not answer the handshake within {timeout:?}")?,
+                    StartPhase::Initializer => write!(f, "the initializer did not return within {timeout:?}")?,
+                }
+                write_first_bytes(f, first_bytes)?;
+                write_stderr(f, stderr)
+            }
+            Self::Initializer { name, message, panic } => {
+                write!(f, "the initializer `{name}` failed: {message}")?;
+                match panic {
+                    Some(panic) => write!(f, ", at {}", panic.location()),
+                    None => Ok(()),
+                }
+            }
+            Self::Io { action, .. } => write!(f, "cannot {action}"),
+            Self::Closed => f.write_str("the pool was closed while it started"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Spawn { source, .. } | Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+fn write_first_bytes(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    write!(f, "; its first bytes were \"{}\"", bytes.escape_ascii())
+}
+
+fn write_stderr(f: &mut fmt::Formatter<'_>, stderr: &str) -> fmt::Result {
+    if stderr.is_empty() {
+        return Ok(());
+    }
+    write!(f, "; its standard error ended with:\n{}", stderr.trim_end())
+}
+
+/// What kind of failure a [`TaskError`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TaskErrorKind {
+    /// The task panicked; its worker lives on.
+    Panicked,
+    /// The worker died or was cut off while it ran the task.
+    WorkerLost,
+    /// The task was cancelled.
+    Cancelled,
+    /// The argument or the result could not be encoded.
+    Encode,
+    /// The argument or the result could not be decoded.
+    Decode,
+    /// The argument or the result is over [`max_frame_size`](crate::PoolBuilder::max_frame_size).
+    TooLarge,
+    /// The queue is at its bound.
+    QueueFull,
+    /// The pool is closed or was terminated.
+    PoolClosed,
+    /// The pool cannot start workers any more. The source is the [`BuildError`].
+    PoolFailed,
+    /// The runtime that the pool was built on was shut down, which terminated the pool.
+    RuntimeShutdown,
+    /// An option of the call that has no meaning.
+    InvalidOption,
+}
+
+/// Why a task ended without a value.
+///
+/// A cheap clone: what is inside is shared. The task's own `Result` is not here, it is the task's value.
+///
+/// # Examples
+///
+/// ```
+/// use procession::{Pool, TaskErrorKind};
+///
+/// procession::init();
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// let pool = Pool::builder().workers(1).build().await?;
+/// let error = pool.apply(|_: ()| std::process::exit(3), ()).await.map(|_: ()| ()).unwrap_err();
+/// assert_eq!(error.kind(), TaskErrorKind::WorkerLost);
+/// assert_eq!(error.exit_status().and_then(|status| status.code()), Some(3));
+/// # Ok::<_, Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct TaskError {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    task: String,
+    cause: Cause,
+}
+
+/// What happened, with all that is known of it.
+#[derive(Clone, Debug)]
+pub(crate) enum Cause {
+    Panicked {
+        worker: usize,
+        pid: u32,
+        panic: RemotePanic,
+    },
+    WorkerLost(WorkerLoss),
+    Cancelled,
+    Encode(String),
+    Decode(String),
+    TooLarge {
+        what: &'static str,
+        size: Option<u64>,
+        limit: u64,
+    },
+    QueueFull {
+        capacity: usize,
+    },
+    PoolClosed {
+        began: Option<bool>,
+    },
+    PoolFailed(BuildError),
+    RuntimeShutdown,
+    InvalidOption {
+        option: &'static str,
+        reason: &'static str,
+    },
+}
+
+/// How a worker ended that was not told to.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerLoss {
+    pub(crate) worker: usize,
+    pub(crate) pid: u32,
+    pub(crate) status: Option<ExitStatus>,
+    /// What it did wrong, where it was cut off for that.
+    pub(crate) fault: Option<String>,
+    pub(crate) stderr: String,
+}
+
+impl TaskError {
+    pub(crate) fn new(task: impl Into<String>, cause: Cause) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                task: task.into(),
+                cause,
+            }),
+        }
+    }
+
+    pub(crate) fn cause(&self) -> Cause {
+        self.inner.cause.clone()
+    }
+
+    /// What kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> TaskErrorKind {
+        match &self.inner.cause {
+            Cause::Panicked { .. } => TaskErrorKind::Panicked,
+            Cause::WorkerLost(_) => TaskErrorKind::WorkerLost,
+            Cause::Cancelled => TaskErrorKind::Cancelled,
+            Cause::Encode(_) => TaskErrorKind::Encode,
+            Cause::Decode(_) => TaskErrorKind::Decode,
+            Cause::TooLarge { .. } => TaskErrorKind::TooLarge,
+            Cause::QueueFull { .. } => TaskErrorKind::QueueFull,
+            Cause::PoolClosed { .. } => TaskErrorKind::PoolClosed,
+            Cause::PoolFailed(_) => TaskErrorKind::PoolFailed,
+            Cause::RuntimeShutdown => TaskErrorKind::RuntimeShutdown,
+            Cause::InvalidOption { .. } => TaskErrorKind::InvalidOption,
+        }
+    }
+
+    /// The task's name: its function, as the compiler calls it.
+    #[must_use]
+    pub fn task_name(&self) -> &str {
+        &self.inner.task
+    }
+
+    /// The panic, if the task panicked.
+    #[must_use]
+    pub fn panic(&self) -> Option<&RemotePanic> {
+        match &self.inner.cause {
+            Cause::Panicked { panic, .. } => Some(panic),
+            _ => None,
+        }
+    }
+
+    /// How the worker ended, if it was lost and the system told.
+    #[must_use]
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        match &self.inner.cause {
+            Cause::WorkerLost(loss) => loss.status,
+            _ => None,
+        }
+    }
+
+    /// The process id of the worker that ran the task, if one did.
+    #[must_use]
+    pub fn worker_pid(&self) -> Option<u32> {
+        match &self.inner.cause {
+            Cause::WorkerLost(loss) => Some(loss.pid),
+            Cause::Panicked { pid, .. } => Some(*pid),
+            _ => None,
+        }
+    }
+
+    /// The number of the worker that ran the task, if one did.
+    #[must_use]
+    pub fn worker_id(&self) -> Option<usize> {
+        match &self.inner.cause {
+            Cause::WorkerLost(loss) => Some(loss.worker),
+            Cause::Panicked { worker, .. } => Some(*worker),
+            _ => None,
+        }
+    }
+
+    /// The last lines that a lost worker wrote to its standard error.
+    #[must_use]
+    pub fn stderr(&self) -> Option<&str> {
+        match &self.inner.cause {
+            Cause::WorkerLost(loss) => Some(&loss.stderr),
+            _ => None,
+        }
+    }
+
+    /// Whether the task panicked.
+    #[must_use]
+    pub fn is_panic(&self) -> bool {
+        self.kind() == TaskErrorKind::Panicked
+    }
+
+    /// Whether the worker was lost.
+    #[must_use]
+    pub fn is_worker_lost(&self) -> bool {
+        self.kind() == TaskErrorKind::WorkerLost
+    }
+
+    /// Whether the task was cancelled.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.kind() == TaskErrorKind::Cancelled
+    }
+
+    /// Whether the pool no longer takes or runs tasks: closed, terminated, failed, or its runtime is gone.
+    #[must_use]
+    pub fn is_pool_closed(&self) -> bool {
+        matches!(
+            self.kind(),
+            TaskErrorKind::PoolClosed | TaskErrorKind::PoolFailed | TaskErrorKind::RuntimeShutdown
+        )
+    }
+}
+
+impl fmt::Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { task, cause } = &*self.inner;
+        match cause {
+            Cause::Panicked { worker, pid, panic } => {
+                write!(
+                    f,
+                    "`{task}` panicked at {} in worker {worker} (pid {pid}): {}",
+                    panic.location(),
+                    panic.message
+                )?;
+                match &panic.backtrace {
+                    Some(backtrace) => write!(f, "\n{}", backtrace.trim_end()),
+                    None => Ok(()),
+                }
+            }
+            Cause::WorkerLost(loss) => {
+                let WorkerLoss {
+                    worker,
+                    pid,
+                    status,
+                    fault,
+                    stderr,
+                } = loss;
+                write!(f, "worker {worker} (pid {pid}) was lost while running `{task}`: ")?;
+                match (fault, status) {
+                    (Some(fault), _) => f.write_str(fault)?,
+                    (None, Some(status)) => write!(f, "{status}")?,
+                    (None, None) => f.write_str("the system did not tell how it ended")?,
+                }
+                write_stderr(f, stderr)
+            }
+            Cause::Cancelled => write!(f, "`{task}` was cancelled"),
+            Cause::Encode(message) | Cause::Decode(message) => write!(f, "`{task}`: {message}"),
+            Cause::TooLarge {
+                what,
+                size: Some(size),
+                limit,
+            } => {
+                write!(
+                    f,
+                    "`{task}`: {what} of {size} bytes is over max_frame_size, {limit} bytes"
+                )
+            }
+            Cause::TooLarge {
+                what,
+                size: None,
+                limit,
+            } => {
+                write!(f, "`{task}`: {what} is over max_frame_size, {limit} bytes")
+            }
+            Cause::QueueFull { capacity } => {
+                write!(
+                    f,
+                    "`{task}` was refused: the queue is full, {capacity} tasks wait"
+                )
+            }
+            Cause::PoolClosed { began: None } => write!(f, "`{task}` was refused: the pool is closed"),
+            Cause::PoolClosed { began: Some(false) } => {
+                write!(f, "the pool was terminated before `{task}` began")
+            }
+            Cause::PoolClosed { began: Some(true) } => {
+                write!(f, "the pool was terminated while `{task}` was at a worker")
+            }
+            Cause::PoolFailed(_) => write!(f, "`{task}` cannot run: the pool's workers do not start"),
+            Cause::RuntimeShutdown => {
+                write!(
+                    f,
+                    "`{task}` cannot run: the runtime that the pool was built on was shut down"
+                )
+            }
+            Cause::InvalidOption { option, reason } => write!(f, "`{task}`: invalid {option}: {reason}"),
+        }
+    }
+}
+
+impl fmt::Debug for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskError")
+            .field("kind", &self.kind())
+            .field("task", &self.inner.task)
+            .field("cause", &self.inner.cause)
+            .finish()
+    }
+}
+
+impl std::error::Error for TaskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.inner.cause {
+            Cause::PoolFailed(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// A panic in a worker, as it can be told in another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RemotePanic {
+    /// The panic's message, or a placeholder where its payload is not text.
+    pub message: String,
+    /// The source file, empty where it is not known.
+    pub file: String,
+    /// The line, from 1.
+    pub line: u32,
+    /// The column, from 1.
+    pub column: u32,
+    /// The backtrace, where `RUST_BACKTRACE` asks for one.
+    pub backtrace: Option<String>,
+}
+
+impl RemotePanic {
+    pub(crate) fn new(
+        message: String,
+        location: Option<&std::panic::Location<'_>>,
+        backtrace: Option<String>,
+    ) -> Self {
+        Self {
+            message,
+            file: location
+                .map(|location| location.file().to_owned())
+                .unwrap_or_default(),
+            line: location.map_or(0, std::panic::Location::line),
+            column: location.map_or(0, std::panic::Location::column),
+            backtrace,
+        }
+    }
+
+    /// `file:line:column`.
+    #[must_use]
+    pub fn location(&self) -> String {
+        if self.file.is_empty() {
+            return "an unknown place".to_owned();
+        }
+        format!("{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+impl fmt::Display for RemotePanic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "panicked at {}: {}", self.location(), self.message)
+    }
+}
+
+/// [`try_apply`](crate::Pool::try_apply) could not submit: the argument comes back.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TryApplyError<A> {
+    /// The queue is at its [bound](crate::PoolBuilder::queue_capacity).
+    QueueFull(A),
+    /// The pool is closed, terminated or failed.
+    PoolClosed(A),
+    /// The argument cannot be encoded.
+    Encode(A, String),
+    /// The argument is over [`max_frame_size`](crate::PoolBuilder::max_frame_size).
+    TooLarge(A),
+}
+
+impl<A> TryApplyError<A> {
+    /// The argument that was not submitted.
+    #[must_use]
+    pub fn into_inner(self) -> A {
+        match self {
+            Self::QueueFull(argument)
+            | Self::PoolClosed(argument)
+            | Self::Encode(argument, _)
+            | Self::TooLarge(argument) => argument,
+        }
+    }
+
+    /// Whether the queue was full.
+    #[must_use]
+    pub fn is_queue_full(&self) -> bool {
+        matches!(self, Self::QueueFull(_))
+    }
+}
+
+impl<A> fmt::Debug for TryApplyError<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::QueueFull(_) => "QueueFull(..)",
+            Self::PoolClosed(_) => "PoolClosed(..)",
+            Self::Encode(..) => "Encode(..)",
+            Self::TooLarge(_) => "TooLarge(..)",
+        })
+    }
+}
+
+impl<A> fmt::Display for TryApplyError<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::QueueFull(_) => f.write_str("the queue is full"),
+            Self::PoolClosed(_) => f.write_str("the pool is closed"),
+            Self::Encode(_, message) => f.write_str(message),
+            Self::TooLarge(_) => f.write_str("the argument is over max_frame_size"),
+        }
+    }
+}
+
+impl<A> std::error::Error for TryApplyError<A> {}
+
+/// [`join`](crate::Pool::join) on a pool that nobody has closed: it would wait for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JoinError;
+
+impl fmt::Display for JoinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("join on a pool that is open: call close() or terminate() first")
+    }
+}
+
+impl std::error::Error for JoinError {}
+
+const _: () = {
+    const fn assert<T: Send + Sync + Clone + 'static>() {}
+    assert::<TaskError>();
+    assert::<BuildError>();
+};

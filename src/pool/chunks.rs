@@ -1,0 +1,375 @@
+//! Several elements in one frame: packing arguments, unpacking results, and how many to pack.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::call::{Call, Outcome, Reply};
+use super::callback::Callbacks;
+use super::dispatch::{Shared, failure_error};
+use crate::error::{Cause, TaskError};
+use crate::wire::codec::{self, EncodeError, push_record, take_record};
+use crate::wire::frame::{HEADER, Outgoing};
+use crate::wire::message::{Failure, kind};
+use crate::{task, wire};
+
+/// A chunk that has grown to this many bytes is sent, however few its elements.
+const CHUNK_BYTES: usize = 4 << 20;
+/// What a row number and a count take.
+const HEAD: usize = 8;
+
+/// Packs arguments of one task into frames.
+#[derive(Debug)]
+pub(crate) struct Packer {
+    row: u32,
+    limit: u64,
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+/// A frame that is ready, and how many elements it carries.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) call: Call,
+    pub(crate) count: usize,
+}
+
+impl Packer {
+    pub(crate) fn new(row: u32, limit: u64) -> Self {
+        Self {
+            row,
+            limit,
+            bytes: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// Adds an argument. Frames that are complete by it come back, in order: those in front of it when it does not
+    /// fit behind them, and itself when it carries file descriptors, for then it travels alone.
+    pub(crate) fn push<A: Serialize>(&mut self, argument: &A) -> Result<[Option<Packed>; 2], TaskError> {
+        if self.count == 0 {
+            self.begin();
+        }
+        let start = self.bytes.len();
+        let limit = self.limit;
+        let (result, fds) = wire::attachments::collect(|| {
+            push_record(&mut self.bytes, |bytes| {
+                codec::encode(argument, bytes, limit).map(|()| false)
+            })
+        });
+        if let Err(error) = result {
+            return Err(encode_error(self.row, error));
+        }
+        if !fds.is_empty() {
+            self.bytes.truncate(start);
+            let call = single(self.row, argument, limit, 0)?;
+            return Ok([self.take(), Some(Packed { call, count: 1 })]);
+        }
+        let most = CHUNK_BYTES.min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let before = if self.count > 0 && self.bytes.len() - HEADER > most {
+            let last = self.bytes.split_off(start);
+            let before = self.take();
+            self.begin();
+            self.bytes.extend_from_slice(&last);
+            before
+        } else {
+            None
+        };
+        self.count += 1;
+        Ok([before, None])
+    }
+
+    fn begin(&mut self) {
+        self.bytes = Outgoing::buffer(64);
+        self.bytes.extend_from_slice(&self.row.to_le_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    /// The frame as it is, if there is anything in it.
+    pub(crate) fn take(&mut self) -> Option<Packed> {
+        if self.count == 0 {
+            return None;
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes[HEADER + 4..HEADER + HEAD].copy_from_slice(&self.count.to_le_bytes());
+        let count = std::mem::take(&mut self.count) as usize;
+        let outgoing = Outgoing::new(kind::CHUNK, bytes, Vec::new());
+        Some(Packed {
+            call: Call::new(outgoing, self.row, 0),
+            count,
+        })
+    }
+}
+
+/// The call of a single task.
+pub(crate) fn single<A: Serialize>(
+    row: u32,
+    argument: &A,
+    limit: u64,
+    priority: i32,
+) -> Result<Call, TaskError> {
+    let mut bytes = Outgoing::buffer(48);
+    bytes.extend_from_slice(&row.to_le_bytes());
+    let (result, fds) = wire::attachments::collect(|| codec::encode(argument, &mut bytes, limit));
+    match result {
+        Ok(()) => Ok(Call::new(Outgoing::new(kind::TASK, bytes, fds), row, priority)),
+        Err(error) => Err(encode_error(row, error)),
+    }
+}
+
+fn encode_error(row: u32, error: EncodeError) -> TaskError {
+    let name = task::table::entry(row).map_or("", |entry| entry.name);
+    let cause = match error {
+        EncodeError::TooLarge { limit } => Cause::TooLarge {
+            what: "the argument",
+            size: None,
+            limit,
+        },
+        EncodeError::Refused(message) => Cause::Encode(format!("the argument: {message}")),
+    };
+    TaskError::new(name, cause)
+}
+
+/// The result of a single task.
+pub(crate) fn decode_single<R: DeserializeOwned>(call: &Call, mut reply: Reply) -> Result<R, TaskError> {
+    let fds = std::mem::take(&mut reply.fds);
+    wire::attachments::provide(fds, || codec::decode(reply.body()))
+        .map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))
+}
+
+/// The results of a chunk's elements, in order.
+pub(crate) fn decode_chunk<R: DeserializeOwned>(
+    call: &Call,
+    reply: &Reply,
+    count: usize,
+) -> Vec<Result<R, TaskError>> {
+    let mut records = reply.body();
+    let mut lost = reply.lost.iter().peekable();
+    let mut results = Vec::with_capacity(count);
+    for index in 0..count as u64 {
+        if let Some((_, error)) = lost.next_if(|(element, _)| *element == index) {
+            results.push(Err(error.clone()));
+            continue;
+        }
+        results.push(match take_record(&mut records) {
+            Some((false, bytes)) => codec::decode(bytes)
+                .map_err(|message| call.error(Cause::Decode(format!("the result: {message}")))),
+            Some((true, bytes)) => Err(match codec::decode::<Failure>(bytes) {
+                Ok(failure) => failure_error(call.name(), failure, reply.worker, reply.pid),
+                Err(message) => call.error(Cause::Decode(format!("the failure: {message}"))),
+            }),
+            None => Err(call.error(Cause::Decode(
+                "the worker sent no result for this element".to_owned(),
+            ))),
+        });
+    }
+    results
+}
+
+/// How many elements go into a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChunkSize {
+    fixed: Option<usize>,
+    /// How long a chunk should keep a worker.
+    time: Duration,
+    /// What one element takes, once some have been measured.
+    element: Option<Duration>,
+    /// Before anything is measured.
+    first: usize,
+    most: usize,
+}
+
+impl ChunkSize {
+    /// For a call whose results are wanted all together; `total` is how many elements there are, if that is known.
+    ///
+    /// As in Python there are four frames for each worker, so that none waits long for the last; fewer elements
+    /// where they take long, so that the work spreads.
+    pub(crate) fn for_map(fixed: Option<usize>, total: Option<usize>, workers: usize) -> Self {
+        let share = total.map(|total| total.div_ceil(4 * workers).max(1));
+        Self {
+            fixed,
+            time: Duration::from_millis(4),
+            element: None,
+            first: share.unwrap_or(1).min(256),
+            most: share.unwrap_or(1 << 20),
+        }
+    }
+
+    /// For a stream of results that looks `ahead` elements ahead: one at a time until they are known to be short.
+    pub(crate) fn for_stream(fixed: Option<usize>, ahead: usize, workers: usize) -> Self {
+        Self {
+            fixed,
+            time: Duration::from_micros(200),
+            element: None,
+            first: 1,
+            most: (ahead / (4 * workers)).max(1),
+        }
+    }
+
+    /// Takes the run time of a chunk of `count` elements into account.
+    pub(crate) fn learn(&mut self, count: usize, run_time: Duration) {
+        if count == 0 {
+            return;
+        }
+        let element = run_time / u32::try_from(count).unwrap_or(u32::MAX);
+        self.element = Some(match self.element {
+            None => element,
+            Some(average) => (average * 3 + element) / 4,
+        });
+    }
+
+    /// How many elements the next frame should carry.
+    pub(crate) fn next(&self) -> usize {
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
+        let fitting = match self.element {
+            None => self.first,
+            Some(element) => {
+                usize::try_from(self.time.as_nanos() / element.as_nanos().max(1)).unwrap_or(usize::MAX)
+            }
+        };
+        fitting.clamp(1, self.most)
+    }
+}
+
+/// Chunks that together are one call, whose outcome is all their records.
+pub(crate) struct Gather {
+    shared: Weak<Shared>,
+    whole: Arc<Call>,
+    state: Mutex<Gathering>,
+}
+
+struct Gathering {
+    chunks: Vec<Arc<Call>>,
+    counts: Vec<usize>,
+    outcomes: Vec<Option<Reply>>,
+    missing: usize,
+}
+
+impl fmt::Debug for Gather {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gather")
+            .field("whole", &self.whole)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gather {
+    /// Submits all chunks of a call.
+    pub(crate) fn submit(shared: &Arc<Shared>, whole: &Arc<Call>, packed: Vec<Packed>) -> Arc<Self> {
+        let counts = packed.iter().map(|packed| packed.count).collect();
+        let chunks: Vec<Arc<Call>> = packed.into_iter().map(|packed| Arc::new(packed.call)).collect();
+        let gather = Arc::new(Self {
+            shared: Arc::downgrade(shared),
+            whole: Arc::clone(whole),
+            state: Mutex::new(Gathering {
+                outcomes: chunks.iter().map(|_| None).collect(),
+                missing: chunks.len(),
+                chunks: chunks.clone(),
+                counts,
+            }),
+        });
+        if chunks.is_empty() {
+            whole.complete(Ok(Reply::default()), &shared.callbacks);
+        }
+        for (index, chunk) in chunks.iter().enumerate() {
+            chunk.set_gather(Arc::clone(&gather), index);
+        }
+        for chunk in &chunks {
+            shared.submit_or_fail(chunk);
+        }
+        gather
+    }
+
+    /// Stops every chunk that has not ended.
+    pub(crate) fn cancel(&self) {
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
+        let chunks = std::mem::take(&mut self.lock().chunks);
+        for chunk in chunks {
+            shared.cancel(&chunk);
+        }
+    }
+
+    /// A chunk has ended.
+    pub(crate) fn complete(self: &Arc<Self>, index: usize, outcome: Outcome, callbacks: &Callbacks) {
+        let failed = match &outcome {
+            Ok(reply) => first_failure(&self.whole, reply),
+            Err(error) => Some(error.clone()),
+        };
+        if let Some(error) = failed {
+            self.whole.complete(Err(error), callbacks);
+            self.cancel();
+            return;
+        }
+        let mut state = self.lock();
+        state.outcomes[index] = outcome.ok();
+        state.missing -= 1;
+        if state.missing > 0 {
+            return;
+        }
+        let outcomes = std::mem::take(&mut state.outcomes);
+        let counts = std::mem::take(&mut state.counts);
+        state.chunks.clear();
+        drop(state);
+        let mut whole = Reply::default();
+        for (reply, count) in outcomes.into_iter().flatten().zip(counts) {
+            if reply.is_single() {
+                let pushed = push_record(&mut whole.bytes, |bytes| {
+                    bytes.extend_from_slice(reply.body());
+                    Ok::<_, ()>(false)
+                });
+                debug_assert_eq!((pushed, count), (Ok(()), 1));
+            } else {
+                whole.bytes.extend_from_slice(reply.body());
+            }
+        }
+        self.whole.complete(Ok(whole), callbacks);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Gathering> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first element of a chunk that failed.
+fn first_failure(call: &Call, reply: &Reply) -> Option<TaskError> {
+    if let Some((_, error)) = reply.lost.first() {
+        return Some(error.clone());
+    }
+    if reply.is_single() {
+        return None;
+    }
+    let mut records = reply.body();
+    while let Some((failed, bytes)) = take_record(&mut records) {
+        if failed {
+            return Some(match codec::decode::<Failure>(bytes) {
+                Ok(failure) => failure_error(call.name(), failure, reply.worker, reply.pid),
+                Err(message) => call.error(Cause::Decode(format!("the failure: {message}"))),
+            });
+        }
+    }
+    None
+}
+
+/// All records of a call that was gathered.
+pub(crate) fn decode_all<R: DeserializeOwned>(call: &Call, reply: Reply) -> Result<Vec<R>, TaskError> {
+    let mut records = reply.body();
+    let mut values = Vec::new();
+    while let Some((_, bytes)) = take_record(&mut records) {
+        values.push(
+            codec::decode(bytes)
+                .map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))?,
+        );
+    }
+    Ok(values)
+}

@@ -1,0 +1,78 @@
+//! The tasks that one worker has been sent and has not answered.
+
+use std::collections::VecDeque;
+
+/// A task at a worker.
+#[derive(Debug)]
+pub(crate) struct Sent<P> {
+    pub(crate) id: u64,
+    pub(crate) priority: i32,
+    pub(crate) bytes: usize,
+    pub(crate) payload: P,
+    /// Nobody wants the result any more.
+    pub(crate) cancelled: bool,
+}
+
+/// One worker's tasks, in the order in which they were sent, which is the order in which it starts them.
+#[derive(Debug)]
+pub(crate) struct InFlight<P> {
+    sent: VecDeque<Sent<P>>,
+    bytes: usize,
+}
+
+impl<P> Default for InFlight<P> {
+    fn default() -> Self {
+        Self {
+            sent: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<P> InFlight<P> {
+    pub(crate) fn len(&self) -> usize {
+        self.sent.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sent.is_empty()
+    }
+
+    /// Bytes of the tasks' frames.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn push(&mut self, task: Sent<P>) {
+        self.bytes += task.bytes;
+        self.sent.push_back(task);
+    }
+
+    pub(crate) fn get(&self, id: u64) -> Option<&Sent<P>> {
+        self.position(id).map(|index| &self.sent[index])
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut Sent<P>> {
+        self.position(id).map(|index| &mut self.sent[index])
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Sent<P>> {
+        let task = self.sent.remove(self.position(id)?)?;
+        self.bytes -= task.bytes;
+        Some(task)
+    }
+
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Sent<P>> + '_ {
+        self.bytes = 0;
+        self.sent.drain(..)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Sent<P>> {
+        self.sent.iter()
+    }
+
+    /// Answers come in order, so that the search nearly always ends at the first.
+    fn position(&self, id: u64) -> Option<usize> {
+        self.sent.iter().position(|task| task.id == id)
+    }
+}

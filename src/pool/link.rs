@@ -1,0 +1,376 @@
+//! The parent's side of one worker's connection.
+//!
+//! Whoever has something to send sends it, without waiting for anybody: a submitter writes to an idle worker itself.
+//! One writes at a time, the rest leave their frames in the outbox. What the socket does not take at once, and what
+//! comes back, is the business of one future per worker ([`drive`]).
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::Interest;
+use tokio::sync::Notify;
+
+use super::call::Call;
+use super::dispatch::Shared;
+use crate::process::child::Killer;
+use crate::shared::ledger::Ledger;
+use crate::shared::watched::{Watched, watch};
+use crate::wire::codec::message_bytes;
+use crate::wire::frame::{Message, Outgoing};
+use crate::wire::message::Control;
+use crate::wire::transport::{Carry, Outbox, Received, Receiver, is_disconnect};
+
+/// Frames for a busy worker leave when they add up to this, or when the driving future runs next.
+const BATCH: usize = 16 * 1024;
+/// Reads in a row before other futures get their turn.
+const READS: usize = 16;
+
+/// What goes to a worker.
+#[derive(Debug)]
+pub(crate) enum Parcel {
+    Call(Arc<Call>),
+    Message(Outgoing),
+}
+
+impl Carry for Parcel {
+    fn outgoing(&self) -> &Outgoing {
+        match self {
+            Self::Call(call) => call.outgoing(),
+            Self::Message(message) => message,
+        }
+    }
+}
+
+/// A worker's connection, and what belongs to it.
+pub(crate) struct Link {
+    pub(crate) worker: usize,
+    pub(crate) pid: u32,
+    /// Which of the pool's processes this is.
+    pub(crate) process: u64,
+    pub(crate) ledger: Ledger,
+    pub(crate) killer: Arc<Killer>,
+    connection: Arc<OwnedFd>,
+    control: OwnedFd,
+    out: Mutex<Out>,
+    reader: Mutex<Reader>,
+    driver: AtomicWaker,
+    /// The driving future has nothing left to do.
+    closed: AtomicBool,
+    /// The worker broke the protocol or its connection.
+    fault: Mutex<Option<String>>,
+    /// Told when the connection is of no more use.
+    pub(crate) broken: Notify,
+    /// Told when the worker was asked to give tasks back.
+    pub(crate) recalled: Notify,
+    /// Told when the worker was asked to end.
+    pub(crate) ending: Notify,
+    had_tasks: AtomicBool,
+}
+
+/// What a link is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) worker: usize,
+    pub(crate) pid: u32,
+    pub(crate) process: u64,
+    pub(crate) connection: Arc<OwnedFd>,
+    pub(crate) control: OwnedFd,
+    pub(crate) receiver: Receiver,
+    pub(crate) ledger: Ledger,
+    pub(crate) killer: Arc<Killer>,
+}
+
+#[derive(Debug, Default)]
+struct Out {
+    outbox: Outbox<Parcel>,
+    /// Somebody is sending.
+    writing: bool,
+    /// The socket is full: only the driving future sends.
+    blocked: bool,
+}
+
+struct Reader {
+    receiver: Receiver,
+    ended: bool,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("worker", &self.worker)
+            .field("pid", &self.pid)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let Parts {
+            worker,
+            pid,
+            process,
+            connection,
+            control,
+            receiver,
+            ledger,
+            killer,
+        } = parts;
+        Self {
+            worker,
+            pid,
+            process,
+            ledger,
+            killer,
+            connection,
+            control,
+            out: Mutex::default(),
+            reader: Mutex::new(Reader {
+                receiver,
+                ended: false,
+            }),
+            driver: AtomicWaker::new(),
+            closed: AtomicBool::new(false),
+            fault: Mutex::new(None),
+            broken: Notify::new(),
+            recalled: Notify::new(),
+            ending: Notify::new(),
+            had_tasks: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the worker was ever sent a task.
+    pub(crate) fn had_tasks(&self) -> bool {
+        self.had_tasks.load(Ordering::Relaxed)
+    }
+
+    /// Puts something into the outbox; `true` when enough waits there to be sent by who is here.
+    pub(crate) fn push(&self, parcel: Parcel, id: u64) -> bool {
+        if let Parcel::Call(_) = parcel {
+            self.had_tasks.store(true, Ordering::Relaxed);
+        }
+        let mut out = self.lock_out();
+        out.outbox.push(parcel, id);
+        out.outbox.waiting() >= BATCH
+    }
+
+    /// Has the outbox sent soon.
+    pub(crate) fn wake(&self) {
+        self.driver.wake();
+    }
+
+    /// Sends what waits, as far as the socket takes it. Returns at once if somebody else is at it.
+    pub(crate) fn flush(&self) {
+        self.write(false);
+    }
+
+    /// `true` when the socket is full.
+    fn write(&self, is_driver: bool) -> bool {
+        let mut out = self.lock_out();
+        loop {
+            if out.writing || (out.blocked && !is_driver) {
+                return out.blocked;
+            }
+            out.blocked = false;
+            if out.outbox.is_empty() {
+                return false;
+            }
+            // Taken out, so that nobody who has something to add waits for the system call.
+            let mut batch = std::mem::take(&mut out.outbox);
+            out.writing = true;
+            drop(out);
+            let result = batch.write(self.connection.as_fd(), SendFlags::DONTWAIT);
+            out = self.lock_out();
+            out.writing = false;
+            match result {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    batch.append(std::mem::take(&mut out.outbox));
+                    out.outbox = batch;
+                    out.blocked = true;
+                    drop(out);
+                    if !is_driver {
+                        self.driver.wake();
+                    }
+                    return true;
+                }
+                Err(error) => {
+                    // What was to be sent is known to the state as sent, and is found there when the worker is
+                    // declared lost. A worker that hung up may still have answers on the way.
+                    drop(out);
+                    if !is_disconnect(&error) {
+                        self.set_fault(format!("its connection failed: {error}"));
+                    }
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Tells the worker something that it hears while it runs a task.
+    pub(crate) fn control(&self, message: Control) {
+        let mut bytes = Vec::new();
+        message_bytes(&message, &mut bytes);
+        let slices = [io::IoSlice::new(&bytes)];
+        // A worker that does not listen is dealt with by who waits for its answer; one that is gone, by its
+        // supervisor.
+        let _ = crate::wire::transport::send(self.control.as_fd(), &slices, &[], SendFlags::DONTWAIT);
+    }
+
+    /// Reads once and handles what came. `Ok(None)` when the socket is empty, `Ok(Some(more))` otherwise.
+    fn read(&self, shared: &Shared) -> Result<Option<bool>, String> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if reader.ended {
+            return Ok(None);
+        }
+        let mut messages = Vec::new();
+        let result = reader.receive(self, &mut messages);
+        // Handled under the reader's lock, so that messages keep their order whoever reads.
+        shared.handle(self, messages)?;
+        result
+    }
+
+    /// Takes everything that a dead worker left: in the socket, then in the ledger. Nothing is read after it.
+    pub(crate) fn drain(&self, shared: &Shared) {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut messages = Vec::new();
+        loop {
+            match reader.receive(self, &mut messages) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(fault) => {
+                    self.set_fault(fault);
+                    break;
+                }
+            }
+        }
+        let received = reader.receiver.total();
+        if let Err(error) = reader
+            .receiver
+            .inject(&self.ledger.unsent(received), &mut messages)
+        {
+            self.set_fault(format!("it sent garbage ({error})"));
+        }
+        reader.ended = true;
+        if let Err(fault) = shared.handle(self, messages) {
+            self.set_fault(fault);
+        }
+    }
+
+    /// Ends the driving future.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.driver.wake();
+    }
+
+    pub(crate) fn fault(&self) -> Option<String> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_fault(&self, fault: String) {
+        self.fault
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(fault);
+    }
+
+    fn lock_out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reader {
+    fn receive(&mut self, link: &Link, messages: &mut Vec<Message>) -> Result<Option<bool>, String> {
+        let more = match self
+            .receiver
+            .receive(link.connection.as_fd(), RecvFlags::DONTWAIT)
+        {
+            Ok(Received::Bytes { more }) => more,
+            Ok(Received::WouldBlock) => return Ok(None),
+            Ok(Received::End) => {
+                self.ended = true;
+                return Ok(None);
+            }
+            Err(error) if is_disconnect(&error) => {
+                self.ended = true;
+                return Ok(None);
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(format!("it sent garbage ({error})"));
+            }
+            Err(error) => return Err(format!("its connection failed: {error}")),
+        };
+        loop {
+            match self.receiver.next() {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => return Ok(Some(more)),
+                Err(error) => return Err(format!("it sent garbage ({error})")),
+            }
+        }
+    }
+}
+
+/// Sends what the socket did not take at once and handles what comes, until the connection ends.
+///
+/// Runs on the runtime that the pool lives on.
+pub(crate) async fn drive(link: Arc<Link>, shared: Arc<Shared>) {
+    let watched = match watch(&link.connection, Interest::READABLE | Interest::WRITABLE) {
+        Ok(watched) => watched,
+        Err(error) => {
+            link.set_fault(format!("its connection cannot be watched: {error}"));
+            link.broken.notify_one();
+            return;
+        }
+    };
+    let result = poll_fn(|context| poll_link(&watched, &link, &shared, context)).await;
+    if let Err(fault) = result {
+        link.set_fault(fault);
+    }
+    link.broken.notify_one();
+}
+
+fn poll_link(
+    watched: &Watched,
+    link: &Link,
+    shared: &Shared,
+    context: &mut Context<'_>,
+) -> Poll<Result<(), String>> {
+    // Registered before anything is looked at, so that no sign is missed.
+    link.driver.register(context.waker());
+    if link.closed.load(Ordering::Acquire) {
+        return Poll::Ready(Ok(()));
+    }
+    while link.write(true) {
+        match watched.poll_write_ready(context) {
+            Poll::Ready(Ok(mut guard)) => guard.clear_ready(),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(format!("its connection failed: {error}"))),
+            Poll::Pending => break,
+        }
+    }
+    for _ in 0..READS {
+        let mut guard = match watched.poll_read_ready(context) {
+            Poll::Ready(Ok(guard)) => guard,
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(format!("its connection failed: {error}"))),
+            Poll::Pending => return Poll::Pending,
+        };
+        match link.read(shared) {
+            // Less than there was room for: the socket is empty, or will tell.
+            Ok(Some(false) | None) => {
+                if link.reader.lock().unwrap_or_else(PoisonError::into_inner).ended {
+                    return Poll::Ready(Ok(()));
+                }
+                guard.clear_ready();
+            }
+            Ok(Some(true)) => {}
+            Err(fault) => return Poll::Ready(Err(fault)),
+        }
+    }
+    context.waker().wake_by_ref();
+    Poll::Pending
+}

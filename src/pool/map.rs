@@ -1,0 +1,657 @@
+//! Many calls: the engine that reads input, keeps the workers busy with chunks of it and takes results in; and
+//! [`Map`], which wants them all together.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use event_listener::EventListener;
+use futures::stream::{FuturesUnordered, Stream};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::call::{Call, Outcome};
+use super::chunks::{ChunkSize, Gather, Packed, Packer, decode_all, decode_chunk, decode_single, single};
+use super::dispatch::{Refused, Shared};
+use super::progress::Progress;
+use super::result::AsyncResult;
+use crate::error::{Cause, TaskError};
+
+/// Frames for each worker that a map keeps under way.
+const FRAMES_PER_WORKER: usize = 4;
+
+/// Where the elements of an [`Imap`](crate::Imap) come from: an iterator or a stream.
+///
+/// Of the library's own use.
+pub trait Source {
+    /// The elements.
+    type Item;
+    #[doc(hidden)]
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Self::Item>>;
+    /// How many there are, if that is known.
+    #[doc(hidden)]
+    fn total(&self) -> Option<usize>;
+}
+
+/// An iterator as a [`Source`].
+#[derive(Debug)]
+pub struct Iter<I>(pub(crate) I);
+
+impl<I: Iterator> Source for Iter<I> {
+    type Item = I::Item;
+
+    fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<I::Item>> {
+        Poll::Ready(self.0.next())
+    }
+
+    fn total(&self) -> Option<usize> {
+        self.0.size_hint().1
+    }
+}
+
+/// A stream as a [`Source`].
+#[derive(Debug)]
+pub struct Streamed<S>(pub(crate) Pin<Box<S>>);
+
+impl<S: Stream> Source for Streamed<S> {
+    type Item = S::Item;
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        self.0.as_mut().poll_next(context)
+    }
+
+    fn total(&self) -> Option<usize> {
+        self.0.size_hint().1
+    }
+}
+
+/// The results of one frame, and its place in the order.
+pub(crate) struct Results<R> {
+    pub(crate) index: u64,
+    pub(crate) values: Vec<Result<R, TaskError>>,
+}
+
+/// Reads elements ahead, within bounds, and gives their results frame by frame in order of completion.
+///
+/// Dropping it cancels what has not ended.
+pub(crate) struct Engine<S, R> {
+    shared: Arc<Shared>,
+    row: u32,
+    source: Option<S>,
+    packer: Packer,
+    size: ChunkSize,
+    /// Elements that may be read and not yielded.
+    ahead: usize,
+    /// Frames that may be under way.
+    frames: usize,
+    /// Elements read and not yet [given up](Self::yielded).
+    outstanding: usize,
+    next_index: u64,
+    /// A frame for which the queue has no room.
+    blocked: Option<(Running, EventListener)>,
+    running: FuturesUnordered<Running>,
+    ready: VecDeque<Results<R>>,
+}
+
+impl<S: Source, R> Engine<S, R>
+where
+    S::Item: Serialize,
+    R: DeserializeOwned,
+{
+    pub(crate) fn new(shared: Arc<Shared>, row: u32, source: S, size: ChunkSize, ahead: usize) -> Self {
+        let frames = FRAMES_PER_WORKER * shared.config.workers * shared.config.tasks_per_worker;
+        Self {
+            packer: Packer::new(row, shared.config.max_frame_size),
+            shared,
+            row,
+            source: Some(source),
+            size,
+            ahead,
+            frames,
+            outstanding: 0,
+            next_index: 0,
+            blocked: None,
+            running: FuturesUnordered::new(),
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// `n` elements have reached the user: as many more may be read.
+    pub(crate) fn yielded(&mut self, n: usize) {
+        self.outstanding -= n;
+    }
+
+    /// Reads no more.
+    pub(crate) fn stop_reading(&mut self) {
+        self.source = None;
+    }
+
+    /// Results in order of completion, then `None`.
+    pub(crate) fn poll_results(&mut self, context: &mut Context<'_>) -> Poll<Option<Results<R>>> {
+        loop {
+            self.feed(context);
+            if let Some(results) = self.ready.pop_front() {
+                return Poll::Ready(Some(results));
+            }
+            match Pin::new(&mut self.running).poll_next(context) {
+                Poll::Ready(Some(ended)) => {
+                    let results = self.results(ended);
+                    return Poll::Ready(Some(results));
+                }
+                Poll::Ready(None)
+                    if self.source.is_none() && self.blocked.is_none() && self.packer.count() == 0 =>
+                {
+                    return Poll::Ready(None);
+                }
+                _ => return Poll::Pending,
+            }
+        }
+    }
+
+    fn results(&mut self, ended: Ended) -> Results<R> {
+        let Ended {
+            index,
+            count,
+            call,
+            outcome,
+        } = ended;
+        let values = match outcome {
+            Ok(reply) => {
+                self.size.learn(count, reply.run_time);
+                if reply.is_single() {
+                    vec![decode_single(&call, reply)]
+                } else {
+                    decode_chunk(&call, &reply, count)
+                }
+            }
+            Err(error) => {
+                if error.is_pool_closed() {
+                    // The rest of the input would fare no better, and may have no end.
+                    self.stop_reading();
+                }
+                (0..count).map(|_| Err(error.clone())).collect()
+            }
+        };
+        Results { index, values }
+    }
+
+    /// Reads and submits as much as the bounds allow.
+    fn feed(&mut self, context: &mut Context<'_>) {
+        let mut dry = self.source.is_none();
+        loop {
+            if let Some((running, mut listener)) = self.blocked.take() {
+                if Pin::new(&mut listener).poll(context).is_pending() {
+                    self.blocked = Some((running, listener));
+                    return;
+                }
+                self.submit(running);
+                continue;
+            }
+            if self.running.len() >= self.frames || self.outstanding >= self.ahead {
+                break;
+            }
+            let Some(source) = &mut self.source else { break };
+            match source.poll_next(context) {
+                Poll::Ready(Some(element)) => self.element(&element),
+                Poll::Ready(None) => {
+                    self.source = None;
+                    dry = true;
+                }
+                Poll::Pending => {
+                    dry = true;
+                    break;
+                }
+            }
+        }
+        // Where nothing more can be read, or nothing else is under way, what is packed must not wait for more.
+        if self.blocked.is_none() && (dry || self.running.is_empty()) {
+            let packed = self.packer.take();
+            self.start(packed);
+        }
+    }
+
+    fn element(&mut self, element: &S::Item) {
+        self.outstanding += 1;
+        let size = self.size.next();
+        let packed = if size == 1 && self.packer.count() == 0 {
+            single(self.row, element, self.shared.config.max_frame_size, 0)
+                .map(|call| [None, Some(Packed { call, count: 1 })])
+        } else {
+            self.packer.push(element)
+        };
+        match packed {
+            Ok(packed) => packed.into_iter().for_each(|packed| self.start(packed)),
+            Err(error) => {
+                let before = self.packer.take();
+                self.start(before);
+                self.ready.push_back(Results {
+                    index: self.next_index,
+                    values: vec![Err(error)],
+                });
+                self.next_index += 1;
+            }
+        }
+        if self.packer.count() >= size {
+            let packed = self.packer.take();
+            self.start(packed);
+        }
+    }
+
+    fn start(&mut self, packed: Option<Packed>) {
+        let Some(Packed { call, count }) = packed else {
+            return;
+        };
+        let index = self.next_index;
+        self.next_index += 1;
+        self.submit(Running {
+            shared: Arc::clone(&self.shared),
+            call: Arc::new(call),
+            index,
+            count,
+            ended: false,
+        });
+    }
+
+    fn submit(&mut self, running: Running) {
+        match self.shared.submit_or_listen(&running.call) {
+            Ok(()) | Err(Refused::Ended(_)) => self.running.push(running),
+            Err(Refused::Full(listener)) => match &mut self.blocked {
+                None => self.blocked = Some((running, listener)),
+                // One element can complete two frames; the second then goes where the first one waits already.
+                Some(_) => {
+                    self.shared.submit_or_fail(&running.call);
+                    self.running.push(running);
+                }
+            },
+        }
+    }
+}
+
+/// A frame under way. Dropping it cancels the frame.
+struct Running {
+    shared: Arc<Shared>,
+    call: Arc<Call>,
+    index: u64,
+    count: usize,
+    ended: bool,
+}
+
+struct Ended {
+    index: u64,
+    count: usize,
+    call: Arc<Call>,
+    outcome: Outcome,
+}
+
+impl Future for Running {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended> {
+        let outcome = ready!(self.call.poll(context));
+        self.ended = true;
+        Poll::Ready(Ended {
+            index: self.index,
+            count: self.count,
+            call: Arc::clone(&self.call),
+            outcome,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended && self.call.id() != 0 {
+            self.shared.cancel(&self.call);
+        }
+    }
+}
+
+/// Options that every call over many elements takes.
+pub(crate) struct Options {
+    pub(crate) chunk_size: Option<usize>,
+    pub(crate) progress: Option<Box<dyn Progress>>,
+}
+
+impl Options {
+    pub(crate) fn new() -> Self {
+        Self {
+            chunk_size: None,
+            progress: None,
+        }
+    }
+
+    pub(crate) fn check(&self, row: u32) -> Result<(), TaskError> {
+        if self.chunk_size == Some(0) {
+            let name = crate::task::table::entry(row).map_or("", |entry| entry.name);
+            let cause = Cause::InvalidOption {
+                option: "chunk_size",
+                reason: "a chunk has at least one element",
+            };
+            return Err(TaskError::new(name, cause));
+        }
+        Ok(())
+    }
+}
+
+/// Counts results for a [`Progress`].
+pub(crate) struct Counter {
+    progress: Option<Box<dyn Progress>>,
+    done: u64,
+    total: Option<u64>,
+}
+
+impl Counter {
+    pub(crate) fn new(progress: Option<Box<dyn Progress>>, total: Option<usize>) -> Self {
+        let mut counter = Self {
+            progress,
+            done: 0,
+            total: total.map(|total| total as u64),
+        };
+        counter.add(0);
+        counter
+    }
+
+    pub(crate) fn add(&mut self, n: usize) {
+        self.done += n as u64;
+        if let Some(progress) = &mut self.progress {
+            progress.update(self.done, self.total);
+        }
+    }
+}
+
+/// A call over many elements whose results are wanted all together, made by [`Pool::map`](crate::Pool::map):
+/// options, then `.await`, [`submit`](Self::submit) or [`collect_results`](Self::collect_results).
+///
+/// Dropping it does nothing: nothing has been read or submitted.
+#[must_use = "a map does nothing until it is awaited or submitted"]
+pub struct Map<I, R> {
+    shared: Arc<Shared>,
+    row: u32,
+    input: I,
+    options: Options,
+    result: PhantomData<fn() -> R>,
+}
+
+impl<I, R> fmt::Debug for Map<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Map")
+            .field("chunk_size", &self.options.chunk_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I, R> Map<I, R>
+where
+    I: Iterator,
+    I::Item: Serialize,
+    R: DeserializeOwned,
+{
+    pub(crate) fn new(shared: Arc<Shared>, row: u32, input: I) -> Self {
+        Self {
+            shared,
+            row,
+            input,
+            options: Options::new(),
+            result: PhantomData,
+        }
+    }
+
+    /// How many elements travel and run together. Zero is
+    /// [`InvalidOption`](crate::TaskErrorKind::InvalidOption). Defaults to four chunks for each worker, and smaller
+    /// ones where elements are measured to take long; one at a time where workers run several tasks at once.
+    #[doc(alias = "chunksize")]
+    pub fn chunk_size(mut self, elements: usize) -> Self {
+        self.options.chunk_size = Some(elements);
+        self
+    }
+
+    /// Tells how many elements are done.
+    pub fn progress(mut self, progress: impl Progress) -> Self {
+        self.options.progress = Some(Box::new(progress));
+        self
+    }
+
+    /// Gives every element its own result, in input order, instead of stopping at the first failure.
+    ///
+    /// Dropping the future cancels what has not ended.
+    ///
+    /// # Errors
+    ///
+    /// None of its own. What ends the whole call, a closed pool or a chunk size of zero, is the result of every
+    /// element from there on.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel safe: dropped before it is ready, elements are cancelled and all results lost.
+    pub fn collect_results(self) -> CollectResults<I, R> {
+        CollectResults {
+            gathering: Gathering::new(self),
+        }
+    }
+
+    /// Starts now, and gives a handle. The input is read to its end before this returns.
+    ///
+    /// Progress is not reported, for nobody polls.
+    pub fn submit(self) -> AsyncResult<Vec<R>>
+    where
+        R: 'static,
+    {
+        let Self {
+            shared,
+            row,
+            input,
+            options,
+            ..
+        } = self;
+        match pack_all(&shared, row, input, &options) {
+            Ok(packed) => {
+                let name = crate::task::table::entry(row).map_or("", |entry| entry.name);
+                let whole = Arc::new(Call::whole(name));
+                let gather = Gather::submit(&shared, &whole, packed);
+                AsyncResult::gathered(shared, whole, gather, decode_all::<R>)
+            }
+            Err(error) => AsyncResult::failed(shared, error, decode_all::<R>),
+        }
+    }
+}
+
+/// Packs a whole input. An element that cannot be encoded fails the call.
+fn pack_all<I: Iterator>(
+    shared: &Shared,
+    row: u32,
+    input: I,
+    options: &Options,
+) -> Result<Vec<Packed>, TaskError>
+where
+    I::Item: Serialize,
+{
+    options.check(row)?;
+    let limit = shared.config.max_frame_size;
+    let workers = shared.config.workers;
+    let elements: Vec<I::Item> = input.collect();
+    let size = match options.chunk_size {
+        Some(size) => size,
+        None if shared.config.tasks_per_worker > 1 => 1,
+        None => elements.len().div_ceil(4 * workers),
+    };
+    let mut packer = Packer::new(row, limit);
+    let mut packed = Vec::new();
+    for element in elements {
+        if size == 1 {
+            packed.push(Packed {
+                call: single(row, &element, limit, 0)?,
+                count: 1,
+            });
+            continue;
+        }
+        packed.extend(packer.push(&element)?.into_iter().flatten());
+        if packer.count() >= size {
+            packed.extend(packer.take());
+        }
+    }
+    packed.extend(packer.take());
+    Ok(packed)
+}
+
+impl<I, R> IntoFuture for Map<I, R>
+where
+    I: Iterator,
+    I::Item: Serialize,
+    R: DeserializeOwned,
+{
+    type Output = Result<Vec<R>, TaskError>;
+    type IntoFuture = MapFuture<I, R>;
+
+    fn into_future(self) -> MapFuture<I, R> {
+        MapFuture {
+            gathering: Gathering::new(self),
+        }
+    }
+}
+
+/// What both futures of a map share: the engine, and the results so far.
+struct Gathering<I, R> {
+    engine: Engine<Iter<I>, R>,
+    refused: Option<TaskError>,
+    counter: Counter,
+    values: Vec<Result<R, TaskError>>,
+    /// Results that came before their turn.
+    early: BTreeMap<u64, Vec<Result<R, TaskError>>>,
+    next: u64,
+}
+
+// The input is an iterator, which is never pinned, and nothing else here is.
+impl<I, R> Unpin for Gathering<I, R> {}
+
+impl<I, R> Gathering<I, R>
+where
+    I: Iterator,
+    I::Item: Serialize,
+    R: DeserializeOwned,
+{
+    fn new(map: Map<I, R>) -> Self {
+        let Map {
+            shared,
+            row,
+            input,
+            options,
+            ..
+        } = map;
+        let refused = options.check(row).err();
+        let source = Iter(input);
+        let total = source.total();
+        let fixed = match options.chunk_size {
+            None if shared.config.tasks_per_worker > 1 => Some(1),
+            size => size,
+        };
+        let size = ChunkSize::for_map(fixed.map(|size| size.max(1)), total, shared.config.workers);
+        let mut engine = Engine::new(shared, row, source, size, usize::MAX);
+        if refused.is_some() {
+            engine.stop_reading();
+        }
+        Self {
+            engine,
+            refused,
+            counter: Counter::new(options.progress, total),
+            values: Vec::new(),
+            early: BTreeMap::new(),
+            next: 0,
+        }
+    }
+
+    /// All results, or with `stop_early` the first failure.
+    fn poll_all(&mut self, context: &mut Context<'_>, stop_early: bool) -> Poll<Result<(), TaskError>> {
+        if let Some(error) = self.refused.take() {
+            return Poll::Ready(Err(error));
+        }
+        while let Some(results) = ready!(self.engine.poll_results(context)) {
+            if stop_early && let Some(Err(error)) = results.values.iter().find(|value| value.is_err()) {
+                return Poll::Ready(Err(error.clone()));
+            }
+            self.engine.yielded(results.values.len());
+            self.counter.add(results.values.len());
+            if results.index == self.next {
+                self.values.extend(results.values);
+                self.next += 1;
+                while let Some(values) = self.early.remove(&self.next) {
+                    self.values.extend(values);
+                    self.next += 1;
+                }
+            } else {
+                self.early.insert(results.index, results.values);
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The future of a [`Map`]: all results in input order, or the first failure, at once; what has not ended is then
+/// cancelled.
+///
+/// The input is read as workers take it. Dropping the future cancels what has not ended.
+///
+/// # Cancel safety
+///
+/// Not cancel safe: dropped before it is ready, elements are cancelled and all results lost.
+#[must_use = "futures do nothing unless polled"]
+pub struct MapFuture<I, R> {
+    gathering: Gathering<I, R>,
+}
+
+impl<I, R> fmt::Debug for MapFuture<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapFuture")
+            .field("done", &self.gathering.counter.done)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I, R> Future for MapFuture<I, R>
+where
+    I: Iterator,
+    I::Item: Serialize,
+    R: DeserializeOwned,
+{
+    type Output = Result<Vec<R>, TaskError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let gathering = &mut self.gathering;
+        ready!(gathering.poll_all(context, true))?;
+        Poll::Ready(std::mem::take(&mut gathering.values).into_iter().collect())
+    }
+}
+
+/// The future of [`Map::collect_results`]: a result for every element, in input order.
+#[must_use = "futures do nothing unless polled"]
+pub struct CollectResults<I, R> {
+    gathering: Gathering<I, R>,
+}
+
+impl<I, R> fmt::Debug for CollectResults<I, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CollectResults")
+            .field("done", &self.gathering.counter.done)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I, R> Future for CollectResults<I, R>
+where
+    I: Iterator,
+    I::Item: Serialize,
+    R: DeserializeOwned,
+{
+    type Output = Vec<Result<R, TaskError>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let gathering = &mut self.gathering;
+        if let Err(error) = ready!(gathering.poll_all(context, false)) {
+            gathering.values.push(Err(error));
+        }
+        Poll::Ready(std::mem::take(&mut gathering.values))
+    }
+}

@@ -1,0 +1,21 @@
+//! The pool, in the order of a task's life: what the user holds (`handle`, `builder`), what decides (`state`,
+//! `in_flight`), what acts on it (`dispatch`, `link`, `supervisor`), and what comes back (`call`, `result`,
+//! `callback`, `map`, `imap`).
+
+pub(crate) mod handle;
+pub(crate) mod asynchronous;
+pub(crate) mod builder;
+pub(crate) mod cpus;
+pub(crate) mod state;
+pub(crate) mod in_flight;
+pub(crate) mod dispatch;
+pub(crate) mod link;
+pub(crate) mod supervisor;
+pub(crate) mod call;
+pub(crate) mod result;
+pub(crate) mod callback;
+pub(crate) mod chunks;
+pub(crate) mod map;
+pub(crate) mod imap;
+pub(crate) mod progress;
+pub(crate) mod stats;

@@ -1,0 +1,87 @@
+//! A child process: its end, its group, its burial.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::ExitStatus;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use tokio::io::Interest;
+
+use crate::shared::watched::watch;
+
+/// A started process that has not been waited for.
+#[derive(Debug)]
+pub(crate) struct Child {
+    process: std::process::Child,
+    killer: Arc<Killer>,
+}
+
+impl Child {
+    pub(super) fn new(mut process: std::process::Child) -> io::Result<Self> {
+        let pid = i32::try_from(process.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a process id that is none"))?;
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Some(Arc::new(pidfd)),
+            Err(Errno::SRCH) => None,
+            Err(error) => {
+                // It must not run on unwatched. Its end is sure to come, for nothing can stop a SIGKILL.
+                process.kill()?;
+                process.wait()?;
+                return Err(error.into());
+            }
+        };
+        Ok(Self {
+            process,
+            killer: Arc::new(Killer { pid, pidfd }),
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What the process can be killed by from elsewhere.
+    pub(crate) fn killer(&self) -> Arc<Killer> {
+        Arc::clone(&self.killer)
+    }
+
+    /// Waits for the process to end, kills what is left of its group, and takes its status. The status is `None`
+    /// where somebody else took it: the host program ignores SIGCHLD, or waits for any child.
+    ///
+    /// Must run on the library's runtime.
+    pub(crate) async fn wait(mut self) -> Option<ExitStatus> {
+        if let Some(pidfd) = &self.killer.pidfd
+            && let Ok(pidfd) = watch(pidfd, Interest::READABLE)
+        {
+            // An error here means that the runtime ends, and with it the process.
+            let _ = pidfd.readable().await;
+        }
+        // Before the status is taken: until then the number of the group cannot be anybody else's.
+        let _ = kill_process_group(self.killer.pid, Signal::KILL);
+        self.process.wait().ok()
+    }
+}
+
+/// Ends a process.
+#[derive(Debug)]
+pub(crate) struct Killer {
+    pid: Pid,
+    /// Readable when the process has ended. `None` where the host program reaps children itself and was faster.
+    pidfd: Option<Arc<OwnedFd>>,
+}
+
+impl Killer {
+    /// Kills the process and its group, now. One that has been waited for is left alone.
+    pub(crate) fn kill(&self) {
+        // By descriptor first: as long as that succeeds, the number of the group is its own.
+        if let Some(pidfd) = &self.pidfd
+            && pidfd_send_signal(pidfd, Signal::KILL).is_ok()
+        {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! Greeting a process that should become a worker.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::Interest;
+use tokio::time::{Instant, timeout_at};
+
+use crate::error::StartPhase;
+use crate::shared::watched::{Watched, watch};
+use crate::task::table;
+use crate::wire::codec::{self, message_bytes};
+use crate::wire::frame::{Message, Outgoing};
+use crate::wire::message::{Hello, InitFailure, MAGIC, PROTOCOL, Welcome, kind};
+use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect};
+
+/// Foreign bytes that may come before the magic.
+const MAX_FOREIGN: usize = 64 * 1024;
+/// Foreign bytes that an error quotes.
+const QUOTED: usize = 256;
+
+/// Why a process did not become a worker.
+#[derive(Debug)]
+pub(crate) struct HandshakeError {
+    pub(crate) failure: HandshakeFailure,
+    /// The first bytes that were not of the handshake.
+    pub(crate) first_bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) enum HandshakeFailure {
+    /// The connection ended.
+    End(StartPhase),
+    Timeout(StartPhase),
+    /// It speaks, and is not a worker of this program.
+    Refused(String),
+    Initializer(InitFailure),
+    Io(io::Error),
+}
+
+/// Greets the worker at the other end of `connection`, which is ready for tasks then.
+///
+/// Must run on the library's runtime.
+pub(crate) async fn handshake(
+    connection: &Arc<OwnedFd>,
+    welcome: &Welcome,
+    fds: Vec<OwnedFd>,
+    limit: u64,
+    timeout: Duration,
+) -> Result<Receiver, HandshakeError> {
+    let mut receiver = Receiver::new(limit);
+    let mut foreign = Vec::new();
+    match greet(connection, &mut receiver, &mut foreign, welcome, fds, timeout).await {
+        Ok(()) => Ok(receiver),
+        Err(failure) => {
+            foreign.truncate(QUOTED);
+            Err(HandshakeError {
+                failure,
+                first_bytes: foreign,
+            })
+        }
+    }
+}
+
+async fn greet(
+    connection: &Arc<OwnedFd>,
+    receiver: &mut Receiver,
+    foreign: &mut Vec<u8>,
+    welcome: &Welcome,
+    fds: Vec<OwnedFd>,
+    timeout: Duration,
+) -> Result<(), HandshakeFailure> {
+    let now = Instant::now();
+    // A timeout that is too long for the clock is as good as a year.
+    let deadline = now
+        .checked_add(timeout)
+        .unwrap_or(now + Duration::from_secs(365 * 24 * 3600));
+    let connection = watch(connection, Interest::READABLE).map_err(HandshakeFailure::Io)?;
+
+    let phase = StartPhase::Handshake;
+    loop {
+        receive(&connection, receiver, deadline, phase).await?;
+        if receiver.skip_to(&MAGIC, foreign) {
+            break;
+        }
+        if foreign.len() > MAX_FOREIGN {
+            return Err(HandshakeFailure::Refused(format!(
+                "it wrote {} bytes of something else",
+                foreign.len()
+            )));
+        }
+    }
+    let message = next(&connection, receiver, deadline, phase).await?;
+    if message.kind != kind::HELLO {
+        return Err(HandshakeFailure::Refused(format!(
+            "its first message is of kind {}",
+            message.kind
+        )));
+    }
+    let hello: Hello = codec::decode(&message.body).map_err(HandshakeFailure::Refused)?;
+    check(&hello).map_err(HandshakeFailure::Refused)?;
+
+    let mut bytes = Outgoing::buffer(256);
+    message_bytes(welcome, &mut bytes);
+    let mut outbox = Outbox::default();
+    outbox.push(Outgoing::new(kind::WELCOME, bytes, fds), 0);
+    loop {
+        match outbox.write(connection.get_ref().as_fd(), SendFlags::DONTWAIT) {
+            Ok(()) => break,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // An initializer's argument that is larger than the socket's buffer.
+                wait_writable(&connection, deadline).await?;
+            }
+            Err(error) if is_disconnect(&error) => return Err(HandshakeFailure::End(phase)),
+            Err(error) => return Err(HandshakeFailure::Io(error)),
+        }
+    }
+
+    let phase = StartPhase::Initializer;
+    let message = next(&connection, receiver, deadline, phase).await?;
+    match message.kind {
+        kind::READY => Ok(()),
+        kind::INIT_FAILED => match codec::decode(&message.body) {
+            Ok(failure) => Err(HandshakeFailure::Initializer(failure)),
+            Err(message) => Err(HandshakeFailure::Refused(message)),
+        },
+        other => Err(HandshakeFailure::Refused(format!(
+            "its second message is of kind {other}"
+        ))),
+    }
+}
+
+fn check(hello: &Hello) -> Result<(), String> {
+    if hello.protocol != PROTOCOL {
+        return Err(format!(
+            "it speaks version {} of the protocol (procession {}), this program version {PROTOCOL}",
+            hello.protocol, hello.version
+        ));
+    }
+    if hello.fingerprint != table::fingerprint() {
+        return Err(format!(
+            "it is another build of the program ({}, procession {}): its tasks are not the same",
+            hello.target, hello.version
+        ));
+    }
+    Ok(())
+}
+
+async fn next(
+    connection: &Watched,
+    receiver: &mut Receiver,
+    deadline: Instant,
+    phase: StartPhase,
+) -> Result<Message, HandshakeFailure> {
+    loop {
+        match receiver.next() {
+            Ok(Some(message)) => return Ok(message),
+            Ok(None) => receive(connection, receiver, deadline, phase).await?,
+            Err(error) => return Err(HandshakeFailure::Refused(format!("it sent {error}"))),
+        }
+    }
+}
+
+async fn receive(
+    connection: &Watched,
+    receiver: &mut Receiver,
+    deadline: Instant,
+    phase: StartPhase,
+) -> Result<(), HandshakeFailure> {
+    loop {
+        match receiver.receive(connection.get_ref().as_fd(), RecvFlags::DONTWAIT) {
+            Ok(Received::Bytes { .. }) => return Ok(()),
+            Ok(Received::End) => return Err(HandshakeFailure::End(phase)),
+            Ok(Received::WouldBlock) => {}
+            Err(error) if is_disconnect(&error) => return Err(HandshakeFailure::End(phase)),
+            Err(error) => return Err(HandshakeFailure::Io(error)),
+        }
+        match timeout_at(deadline, connection.readable()).await {
+            // Cleared before the next look, so that what comes in between is not missed.
+            Ok(Ok(mut guard)) => guard.clear_ready(),
+            Ok(Err(error)) => return Err(HandshakeFailure::Io(error)),
+            Err(_) => return Err(HandshakeFailure::Timeout(phase)),
+        }
+    }
+}
+
+async fn wait_writable(connection: &Watched, deadline: Instant) -> Result<(), HandshakeFailure> {
+    let copy = Arc::new(connection.get_ref().try_clone().map_err(HandshakeFailure::Io)?);
+    let copy = watch(&copy, Interest::WRITABLE).map_err(HandshakeFailure::Io)?;
+    match timeout_at(deadline, copy.writable()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(HandshakeFailure::Io(error)),
+        Err(_) => Err(HandshakeFailure::Timeout(StartPhase::Initializer)),
+    }
+}

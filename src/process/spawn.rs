@@ -1,0 +1,73 @@
+//! Starting a worker: this program again, with one end of a socket pair as its standard input and output.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use super::child::Child;
+use crate::init;
+use crate::wire::transport;
+
+/// The running image itself: it can be started even when its file was replaced or deleted.
+const SELF: &str = "/proc/self/exe";
+
+/// What to start.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Program {
+    /// Another program than this one.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) current_dir: Option<PathBuf>,
+}
+
+impl Program {
+    pub(crate) fn path(&self) -> &Path {
+        self.path.as_deref().unwrap_or(Path::new(SELF))
+    }
+}
+
+/// A process that has been started, and the parent's end of its connection.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) child: Child,
+    pub(crate) connection: Arc<OwnedFd>,
+}
+
+/// Starts `program` as a worker that `ps` shows as `label`. Blocks until the new program is in place.
+///
+/// Nothing is set up between fork and exec, so that the system's fast path serves (posix_spawn); what a worker
+/// needs, it does itself.
+pub(crate) fn spawn(program: &Program, label: &str, depth: u32, stderr: OwnedFd) -> io::Result<Spawned> {
+    let (ours, theirs) = transport::stream_pair()?;
+    let marker = init::marker(&theirs, depth)?;
+    let mut arguments = std::env::args_os();
+    let own_name = arguments.next().unwrap_or_default();
+
+    let mut command = Command::new(program.path());
+    let shown = program
+        .path
+        .as_ref()
+        .map_or(own_name.as_os_str(), |path| path.as_os_str());
+    let mut name = shown.to_owned();
+    name.push(format!(": {label}"));
+    command.arg0(name).args(arguments).env(init::MARKER, marker);
+    command.envs(program.env.iter().map(|(key, value)| (key, value)));
+    if let Some(directory) = &program.current_dir {
+        command.current_dir(directory);
+    }
+    command
+        .stdin(Stdio::from(theirs.try_clone()?))
+        .stdout(Stdio::from(theirs))
+        .stderr(Stdio::from(stderr));
+    // A group of its own: Ctrl-C reaches the parent alone, and the worker can be killed with all that it starts.
+    command.process_group(0);
+    let child = Child::new(command.spawn()?)?;
+    Ok(Spawned {
+        child,
+        connection: Arc::new(ours),
+    })
+}

@@ -1,0 +1,254 @@
+//! What a worker has begun and finished, in memory that survives it.
+//!
+//! A worker that dies takes its heap with it. What must outlast it lies here instead, in a mapping that the parent
+//! shares: which tasks it has started, and the bytes of replies that it has finished and not sent yet. So the parent
+//! knows at any time what the one running task is, can send elsewhere what had not started, and loses no result that
+//! had been reached before the end.
+//!
+//! ```text
+//! word 0     stream position of the first data byte
+//! word 1     data bytes that are valid
+//! word 2     1 + the position in the data of a frame that is still growing, 0 if there is none
+//! word 8 …   two words for each lane: the id of the task that runs there (0: none), the element it is at
+//! data …     frames that are about to be sent
+//! ```
+
+#![expect(
+    unsafe_code,
+    reason = "a shared mapping is raw memory; every access is bounded here"
+)]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+
+use crate::wire::frame::HEADER;
+
+/// Bytes of replies that a ledger holds.
+pub(crate) const DATA: usize = 64 * 1024;
+
+const BASE: usize = 0;
+const COMMITTED: usize = 1;
+const OPEN: usize = 2;
+const LANES: usize = 8;
+const WORD: usize = size_of::<u64>();
+
+/// A task that a worker had started, and how far into its elements it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Started {
+    pub(crate) id: u64,
+    pub(crate) element: u64,
+}
+
+/// One worker's ledger. The worker alone writes.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    map: MmapRaw,
+    lanes: usize,
+}
+
+impl Ledger {
+    /// Memory for a worker that runs up to `lanes` tasks at a time, as the parent makes it.
+    pub(crate) fn create(lanes: usize) -> io::Result<(Self, OwnedFd)> {
+        let fd = memfd_create(
+            "procession-ledger",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
+        )?;
+        ftruncate(&fd, Self::size(lanes) as u64)?;
+        // A worker that could shrink the memory could end the parent with a SIGBUS.
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok((Self::map(fd.as_fd(), lanes)?, fd))
+    }
+
+    /// The worker's view of the memory that it was given.
+    pub(crate) fn open(fd: BorrowedFd<'_>, lanes: usize) -> io::Result<Self> {
+        if fstat(fd)?.st_size as u64 != Self::size(lanes) as u64 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the ledger has another size",
+            ));
+        }
+        Self::map(fd, lanes)
+    }
+
+    fn map(fd: BorrowedFd<'_>, lanes: usize) -> io::Result<Self> {
+        let map = MmapOptions::new()
+            .len(Self::size(lanes))
+            .map_raw(fd.as_raw_fd())?;
+        Ok(Self { map, lanes })
+    }
+
+    fn data_offset(lanes: usize) -> usize {
+        (LANES + 2 * lanes) * WORD
+    }
+
+    fn size(lanes: usize) -> usize {
+        Self::data_offset(lanes) + DATA
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < LANES + 2 * self.lanes, "a word of the ledger's head");
+        let words = self.map.as_mut_ptr().cast::<u64>();
+        // SAFETY: the index is within the head, which is within the mapping.
+        let word = unsafe { words.add(index) };
+        // SAFETY: the mapping is page aligned and lives as long as `self`; every access to the head is atomic.
+        unsafe { AtomicU64::from_ptr(word) }
+    }
+
+    fn data(&self) -> *mut u8 {
+        // SAFETY: the data begins within the mapping, by the size that it was made with.
+        unsafe { self.map.as_mut_ptr().add(Self::data_offset(self.lanes)) }
+    }
+
+    /// Worker: the task `id` starts in `lane`.
+    pub(crate) fn start(&self, lane: usize, id: u64) {
+        self.word(LANES + 2 * lane + 1).store(0, Ordering::Relaxed);
+        // Pairs with the Acquire in `started`: who sees the id sees the element.
+        self.word(LANES + 2 * lane).store(id, Ordering::Release);
+    }
+
+    /// Worker: the task in `lane` begins its element `element`.
+    pub(crate) fn element(&self, lane: usize, element: u64) {
+        self.word(LANES + 2 * lane + 1).store(element, Ordering::Release);
+    }
+
+    /// Worker: nothing runs in `lane`.
+    pub(crate) fn finish(&self, lane: usize) {
+        self.word(LANES + 2 * lane).store(0, Ordering::Release);
+    }
+
+    /// Parent: the tasks that had started. Some may be finished; then their replies have come, or are in `unsent`.
+    pub(crate) fn started(&self) -> Vec<Started> {
+        (0..self.lanes)
+            .map(|lane| {
+                let id = self.word(LANES + 2 * lane).load(Ordering::Acquire);
+                Started {
+                    id,
+                    element: self.word(LANES + 2 * lane + 1).load(Ordering::Acquire),
+                }
+            })
+            .filter(|started| started.id != 0)
+            .collect()
+    }
+
+    /// Worker: writes `bytes` at `position` of the data. They count from the next [`Self::commit`] on.
+    pub(crate) fn write(&self, position: usize, bytes: &[u8]) {
+        assert!(
+            position <= DATA && bytes.len() <= DATA - position,
+            "room in the ledger"
+        );
+        // SAFETY: the position is within the data, as just checked.
+        let to = unsafe { self.data().add(position) };
+        // SAFETY: the range is within the data; `bytes` is not, for nobody else has a reference into the mapping;
+        // the parent reads only when this process is gone.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+    }
+
+    /// Worker: the first `length` bytes of data are valid; the frame at `open`, if any, still grows.
+    pub(crate) fn commit(&self, length: usize, open: Option<usize>) {
+        self.word(OPEN)
+            .store(open.map_or(0, |position| position as u64 + 1), Ordering::Relaxed);
+        // Pairs with the Acquire in `unsent`: who sees the length sees the bytes and the open frame.
+        self.word(COMMITTED).store(length as u64, Ordering::Release);
+    }
+
+    /// Worker: the first `length` bytes of data, to send them from where they lie.
+    pub(crate) fn committed(&self, length: usize) -> &[u8] {
+        assert!(length <= DATA, "a length within the ledger");
+        // SAFETY: within the data; this process is the only writer, and writes only through `&self` methods that
+        // the one owner of the reply path calls, never while it holds this slice.
+        unsafe { std::slice::from_raw_parts(self.data(), length) }
+    }
+
+    /// Worker: `sent` bytes have left, those of the data among them.
+    pub(crate) fn advance(&self, sent: u64) {
+        // The length goes first: killed in between, the worker has nothing unsent, which is the truth.
+        self.word(COMMITTED).store(0, Ordering::Release);
+        self.word(BASE).fetch_add(sent, Ordering::Release);
+    }
+
+    /// Parent: what the worker had finished and not sent, given how many bytes of its stream have come.
+    ///
+    /// Whatever the memory holds, the result is bounded and is decoded like any bytes from the wire.
+    pub(crate) fn unsent(&self, received: u64) -> Vec<u8> {
+        let committed = self.word(COMMITTED).load(Ordering::Acquire);
+        let base = self.word(BASE).load(Ordering::Acquire);
+        let open = self.word(OPEN).load(Ordering::Relaxed);
+        let Some(skip) = received.checked_sub(base) else {
+            return Vec::new();
+        };
+        if committed > DATA as u64 || skip >= committed {
+            return Vec::new();
+        }
+        let (skip, committed) = (skip as usize, committed as usize);
+        let mut bytes = self.committed(committed).to_vec();
+        if let Some(position) = open.checked_sub(1).map(|open| open as usize)
+            && position + HEADER <= committed
+        {
+            let length = (committed - position - HEADER) as u32;
+            bytes[position..position + 4].copy_from_slice(&length.to_le_bytes());
+        }
+        bytes.drain(..skip);
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_see_the_same_memory() {
+        let (parent, fd) = Ledger::create(2).unwrap();
+        let worker = Ledger::open(fd.as_fd(), 2).unwrap();
+        worker.start(1, 7);
+        worker.element(1, 3);
+        assert_eq!(parent.started(), [Started { id: 7, element: 3 }]);
+        worker.finish(1);
+        assert_eq!(parent.started(), []);
+        assert!(Ledger::open(fd.as_fd(), 1).is_err());
+    }
+
+    #[test]
+    fn what_was_not_sent_is_found() {
+        let (parent, fd) = Ledger::create(1).unwrap();
+        let worker = Ledger::open(fd.as_fd(), 1).unwrap();
+        worker.write(0, b"abcdef");
+        assert_eq!(parent.unsent(0), b"");
+        worker.commit(6, None);
+        assert_eq!(parent.unsent(0), b"abcdef");
+        assert_eq!(parent.unsent(4), b"ef");
+        assert_eq!(parent.unsent(9), b"");
+        worker.advance(6);
+        assert_eq!(parent.unsent(4), b"");
+        worker.write(0, b"gh");
+        worker.commit(2, None);
+        assert_eq!(parent.unsent(6), b"gh");
+        assert_eq!(parent.unsent(5), b"");
+    }
+
+    #[test]
+    fn a_growing_frame_is_given_its_length() {
+        let (parent, fd) = Ledger::create(1).unwrap();
+        let worker = Ledger::open(fd.as_fd(), 1).unwrap();
+        worker.write(0, &[0xff; 2 + HEADER + 5]);
+        worker.commit(2 + HEADER + 5, Some(2));
+        let bytes = parent.unsent(1);
+        assert_eq!(bytes.len(), 1 + HEADER + 5);
+        assert_eq!(bytes[1..5], 5_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn nonsense_in_the_memory_is_nothing_unsent() {
+        let (parent, fd) = Ledger::create(1).unwrap();
+        let worker = Ledger::open(fd.as_fd(), 1).unwrap();
+        worker.word(COMMITTED).store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(parent.unsent(0), b"");
+        worker.word(COMMITTED).store(8, Ordering::Relaxed);
+        worker.word(OPEN).store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(parent.unsent(0).len(), 8);
+    }
+}

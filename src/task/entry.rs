@@ -1,0 +1,168 @@
+//! What a row of the task table describes: a function with its types put aside.
+
+use std::any::type_name;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::table;
+use crate::wire::codec::{self, EncodeError};
+use crate::wire::message::Failure;
+
+/// Decodes the argument, runs the function, appends the encoded result; at most `limit` bytes of it.
+pub(crate) type RunBlocking = fn(argument: &[u8], result: &mut Vec<u8>, limit: u64) -> Result<(), Failure>;
+
+/// Decodes the argument and gives the future that runs the function and encodes its result.
+pub(crate) type RunAsync = fn(
+    argument: &[u8],
+    limit: u64,
+) -> Result<Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>, Failure>;
+
+/// How a task is run.
+#[derive(Clone, Copy)]
+pub(crate) enum Run {
+    Blocking(RunBlocking),
+    Async(RunAsync),
+    /// The row that stands in every table and is no task.
+    Never,
+}
+
+/// A task with its types put aside.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    pub(crate) name: &'static str,
+    pub(crate) argument: &'static str,
+    pub(crate) result: &'static str,
+    pub(crate) run: Run,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({}) -> {}", self.name, self.argument, self.result)
+    }
+}
+
+/// Types that a row can be made of.
+pub(crate) trait Describe {
+    fn describe() -> Entry;
+}
+
+/// No task.
+pub(crate) struct Nothing;
+
+impl Describe for Nothing {
+    fn describe() -> Entry {
+        Entry {
+            name: "",
+            argument: "",
+            result: "",
+            run: Run::Never,
+        }
+    }
+}
+
+/// `fn(A) -> R`, under the name of `N`.
+struct Blocking<N, F, A, R>(PhantomData<(N, F, A, R)>);
+
+impl<N, F, A, R> Describe for Blocking<N, F, A, R>
+where
+    F: Fn(A) -> R + Copy + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    fn describe() -> Entry {
+        Entry {
+            name: type_name::<N>(),
+            argument: type_name::<A>(),
+            result: type_name::<R>(),
+            run: Run::Blocking(run_blocking::<F, A, R>),
+        }
+    }
+}
+
+/// `async fn(A) -> R`.
+struct Async<F, A, T, R>(PhantomData<(F, A, T, R)>);
+
+impl<F, A, T, R> Describe for Async<F, A, T, R>
+where
+    F: Fn(A) -> T + Copy + 'static,
+    A: DeserializeOwned,
+    T: Future<Output = R> + 'static,
+    R: Serialize,
+{
+    fn describe() -> Entry {
+        Entry {
+            name: type_name::<F>(),
+            argument: type_name::<A>(),
+            result: type_name::<R>(),
+            run: Run::Async(run_async::<F, A, T, R>),
+        }
+    }
+}
+
+/// The row of a function, under the name of `N`, which is the function itself or what it calls.
+pub(crate) fn blocking<N, F, A, R>(_: &F) -> u32
+where
+    F: Fn(A) -> R + Copy + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    const { table::assert_no_captures::<N>() };
+    table::row::<Blocking<N, F, A, R>>()
+}
+
+/// The row of an async function.
+pub(crate) fn asynchronous<F, A, T, R>(_: &F) -> u32
+where
+    F: Fn(A) -> T + Copy + 'static,
+    A: DeserializeOwned,
+    T: Future<Output = R> + 'static,
+    R: Serialize,
+{
+    const { table::assert_no_captures::<F>() };
+    table::row::<Async<F, A, T, R>>()
+}
+
+fn run_blocking<F, A, R>(argument: &[u8], result: &mut Vec<u8>, limit: u64) -> Result<(), Failure>
+where
+    F: Fn(A) -> R + Copy + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    let function = table::conjure::<F>();
+    let argument = codec::decode(argument).map_err(Failure::DecodeArgument)?;
+    let value = function(argument);
+    codec::encode(&value, result, limit).map_err(encode_failure)
+}
+
+fn run_async<F, A, T, R>(
+    argument: &[u8],
+    limit: u64,
+) -> Result<Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>, Failure>
+where
+    F: Fn(A) -> T + Copy + 'static,
+    A: DeserializeOwned,
+    T: Future<Output = R> + 'static,
+    R: Serialize,
+{
+    let function = table::conjure::<F>();
+    let argument = codec::decode(argument).map_err(Failure::DecodeArgument)?;
+    let future = function(argument);
+    Ok(Box::pin(async move {
+        let value = future.await;
+        let mut result = Vec::new();
+        codec::encode(&value, &mut result, limit).map_err(encode_failure)?;
+        Ok(result)
+    }))
+}
+
+fn encode_failure(error: EncodeError) -> Failure {
+    match error {
+        EncodeError::TooLarge { limit } => Failure::TooLarge { size: None, limit },
+        EncodeError::Refused(message) => Failure::EncodeResult(message),
+    }
+}

@@ -1,0 +1,121 @@
+//! File descriptors as parts of values.
+//!
+//! While a value is encoded, the handles in it leave their descriptors here and write only a number; while it is
+//! decoded, they fetch them by that number.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use serde::de::Error as _;
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::frame::MAX_FDS;
+
+thread_local! {
+    static OUTGOING: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
+    static INCOMING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `encode` and gives back the descriptors that the handles in the value left.
+pub(crate) fn collect<T>(encode: impl FnOnce() -> T) -> (T, Vec<OwnedFd>) {
+    let before = OUTGOING.replace(Some(Vec::new()));
+    let value = encode();
+    let fds = OUTGOING.replace(before).unwrap_or_default();
+    (value, fds)
+}
+
+/// Runs `decode` with descriptors for the handles in the value to take. What is not taken is closed.
+pub(crate) fn provide<T>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> T) -> T {
+    if fds.is_empty() {
+        return decode();
+    }
+    let before = INCOMING.replace(fds.into_iter().map(Some).collect());
+    let value = decode();
+    INCOMING.replace(before);
+    value
+}
+
+/// A file descriptor as an argument or a result: a file, a listening socket, an accepted connection.
+///
+/// Encoding it duplicates the descriptor into the frame; the other side receives a descriptor of its own for the
+/// same open file. It can only be part of an argument or a result: elsewhere its `Serialize` is an error.
+///
+/// A value may hold up to 253 of them.
+///
+/// # Platform
+///
+/// Works where parent and worker share a machine.
+///
+/// # Examples
+///
+/// ```
+/// use std::io::Read;
+/// use procession::{Fd, Pool};
+///
+/// fn read_all(file: Fd) -> std::io::Result<usize> {
+///     Ok(std::fs::File::from(file.into_inner()).read_to_end(&mut Vec::new())?)
+/// }
+///
+/// procession::init();
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// let pool = Pool::builder().workers(1).build().await?;
+/// let file = std::fs::File::open("/proc/self/stat")?;
+/// let length = pool.apply(|file: Fd| read_all(file).ok(), Fd::from(file)).await?;
+/// assert!(length.is_some_and(|length| length > 0));
+/// # Ok::<_, Box<dyn std::error::Error>>(()) })?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+pub struct Fd(OwnedFd);
+
+impl Fd {
+    /// Gives up the descriptor.
+    #[must_use]
+    pub fn into_inner(self) -> OwnedFd {
+        self.0
+    }
+}
+
+impl<T: Into<OwnedFd>> From<T> for Fd {
+    fn from(fd: T) -> Self {
+        Self(fd.into())
+    }
+}
+
+impl AsFd for Fd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl fmt::Debug for Fd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Fd {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let copy = self.0.try_clone().map_err(S::Error::custom)?;
+        let index = OUTGOING.with_borrow_mut(|fds| match fds {
+            None => Err("a file descriptor can only travel in an argument or a result"),
+            Some(fds) if fds.len() >= MAX_FDS => Err("more than 253 file descriptors in one value"),
+            Some(fds) => {
+                fds.push(copy);
+                Ok(fds.len() as u32 - 1)
+            }
+        });
+        index.map_err(S::Error::custom)?.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fd {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let index = u32::deserialize(deserializer)? as usize;
+        INCOMING
+            .with_borrow_mut(|fds| fds.get_mut(index).and_then(Option::take))
+            .map(Self)
+            .ok_or_else(|| D::Error::custom("a file descriptor that did not arrive"))
+    }
+}

@@ -1,0 +1,258 @@
+//! Values to bytes and back: postcard, its errors explained, its silent failures made loud.
+
+use std::any::type_name;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use postcard::ser_flavors::Flavor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Why a value could not be encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EncodeError {
+    /// The bytes would be more than the limit.
+    TooLarge { limit: u64 },
+    /// What went wrong, with the type's name.
+    Refused(String),
+}
+
+/// What postcard cannot do, said to somebody who meets it for the first time.
+const ADVICE: &str = "postcard is not self-describing: types that look ahead or have no fixed shape \
+    (serde_json::Value, #[serde(untagged)], #[serde(flatten)], #[serde(tag)], skip_serializing_if) do not survive \
+    it; wrap the value in procession::Json";
+
+/// Appends to a vector, up to a limit.
+struct Limited<'a> {
+    bytes: &'a mut Vec<u8>,
+    limit: usize,
+}
+
+impl Flavor for Limited<'_> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        if self.bytes.len() >= self.limit {
+            return Err(postcard::Error::SerializeBufferFull);
+        }
+        self.bytes.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        if self.limit - self.bytes.len() < bytes.len() {
+            return Err(postcard::Error::SerializeBufferFull);
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// Appends `value` to `bytes`, at most `limit` bytes of it. On an error `bytes` is as it was.
+pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
+    let start = bytes.len();
+    let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        postcard::serialize_with_flavor(value, Limited { bytes, limit: end })
+    }));
+    let error = match result {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(postcard::Error::SerializeBufferFull)) => EncodeError::TooLarge { limit },
+        Ok(Err(error)) => EncodeError::Refused(explain::<T>("encode", error)),
+        Err(payload) => EncodeError::Refused(format!(
+            "cannot encode `{}`: its Serialize panicked: {}",
+            type_name::<T>(),
+            panic_message(payload)
+        )),
+    };
+    bytes.truncate(start);
+    Err(error)
+}
+
+/// Reads a value that fills `bytes`: what is left over is an error, for it means that the types differ.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    match catch_unwind(|| postcard::take_from_bytes::<T>(bytes)) {
+        Ok(Ok((value, []))) => Ok(value),
+        Ok(Ok((value, rest))) => {
+            // The value's Drop is the user's code, which may panic like the rest of it.
+            drop_quietly(value);
+            Err(format!(
+                "cannot decode `{}`: {} of {} bytes are left over; {ADVICE}",
+                type_name::<T>(),
+                rest.len(),
+                bytes.len()
+            ))
+        }
+        Ok(Err(error)) => Err(explain::<T>("decode", error)),
+        Err(payload) => Err(format!(
+            "cannot decode `{}`: its Deserialize panicked: {}",
+            type_name::<T>(),
+            panic_message(payload)
+        )),
+    }
+}
+
+/// A message of this crate's own to bytes.
+pub(crate) fn message_bytes<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
+    // Only plain structs and enums without limits come here, which postcard always takes.
+    let encoded = encode(value, bytes, u64::MAX);
+    debug_assert_eq!(encoded, Ok(()));
+}
+
+fn explain<T>(verb: &str, error: postcard::Error) -> String {
+    let name = type_name::<T>();
+    match error {
+        postcard::Error::SerdeSerCustom | postcard::Error::SerdeDeCustom => format!(
+            "cannot {verb} `{name}`: its serde implementation returned an error, or uses an attribute that \
+             postcard does not support; {ADVICE}"
+        ),
+        postcard::Error::SerializeSeqLengthUnknown => format!(
+            "cannot {verb} `{name}`: a sequence or map whose length is not known in advance \
+             (#[serde(flatten)] makes one); {ADVICE}"
+        ),
+        postcard::Error::WontImplement => format!("cannot {verb} `{name}`; {ADVICE}"),
+        error => format!("cannot {verb} `{name}`: {error}; {ADVICE}"),
+    }
+}
+
+/// The text of a panic's payload.
+pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
+    let message = match payload.downcast_ref::<&'static str>() {
+        Some(text) => (*text).to_owned(),
+        None => match payload.downcast_ref::<String>() {
+            Some(text) => text.clone(),
+            None => "<a panic payload that is not text>".to_owned(),
+        },
+    };
+    drop_quietly(payload);
+    message
+}
+
+/// Drops a value whose `Drop` may panic.
+pub(crate) fn drop_quietly<T>(value: T) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        // A payload that panics when dropped again is not worth a second try.
+        #[expect(clippy::mem_forget, reason = "dropping it may panic once more")]
+        std::mem::forget(payload);
+    }
+}
+
+/// Appends a record: `length * 2 + failed` as a varint, then what `write` appends.
+///
+/// Elements of a chunk carry their lengths so that one which does not decode costs only itself.
+pub(crate) fn push_record<E>(
+    bytes: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<bool, E>,
+) -> Result<(), E> {
+    let start = bytes.len();
+    bytes.push(0);
+    match write(bytes) {
+        Ok(failed) => {
+            let length = bytes.len() - start - 1;
+            let tag = (length as u64) << 1 | u64::from(failed);
+            if tag < 0x80 {
+                bytes[start] = tag as u8;
+            } else {
+                let mut varint = [0; 10];
+                let n = put_varint(tag, &mut varint);
+                bytes.splice(start..=start, varint[..n].iter().copied());
+            }
+            Ok(())
+        }
+        Err(error) => {
+            bytes.truncate(start);
+            Err(error)
+        }
+    }
+}
+
+/// Takes a record from the front of `bytes`: whether it says of a failure, and its content.
+pub(crate) fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(bool, &'a [u8])> {
+    let mut rest = *bytes;
+    let tag = take_varint(&mut rest)?;
+    let length = usize::try_from(tag >> 1).ok()?;
+    let (content, rest) = rest.split_at_checked(length)?;
+    *bytes = rest;
+    Some((tag & 1 == 1, content))
+}
+
+/// Takes a `u32` from the front of `bytes`.
+pub(crate) fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
+    let (number, rest) = bytes.split_first_chunk::<4>()?;
+    *bytes = rest;
+    Some(u32::from_le_bytes(*number))
+}
+
+fn put_varint(mut value: u64, out: &mut [u8; 10]) -> usize {
+    let mut n = 0;
+    while value >= 0x80 {
+        out[n] = value as u8 | 0x80;
+        value >>= 7;
+        n += 1;
+    }
+    out[n] = value as u8;
+    n + 1
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn records_come_back_as_they_went(records in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 0..400)), 0..20)) {
+            let mut bytes = Vec::new();
+            for (failed, content) in &records {
+                push_record(&mut bytes, |out| { out.extend_from_slice(content); Ok::<_, ()>(*failed) }).unwrap();
+            }
+            let mut rest = &bytes[..];
+            for (failed, content) in &records {
+                prop_assert_eq!(take_record(&mut rest), Some((*failed, &content[..])));
+            }
+            prop_assert_eq!(take_record(&mut rest), None);
+        }
+
+        #[test]
+        fn random_bytes_are_never_more_than_they_are(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let mut rest = &bytes[..];
+            while take_record(&mut rest).is_some() {}
+        }
+    }
+
+    #[test]
+    fn left_over_bytes_are_an_error() {
+        let mut bytes = Vec::new();
+        encode(&(7_u64, 1_u8), &mut bytes, 100).unwrap();
+        assert!(decode::<u16>(&bytes).unwrap_err().contains("left over"));
+        assert_eq!(decode::<(u64, u8)>(&bytes), Ok((7, 1)));
+    }
+
+    #[test]
+    fn a_value_over_the_limit_leaves_nothing_behind() {
+        let mut bytes = vec![1, 2];
+        assert_eq!(
+            encode(&"four", &mut bytes, 4),
+            Err(EncodeError::TooLarge { limit: 4 })
+        );
+        assert_eq!(bytes, [1, 2]);
+        assert_eq!(encode(&"four", &mut bytes, 5), Ok(()));
+    }
+}

@@ -1,0 +1,118 @@
+//! What parent and worker say to each other.
+//!
+//! The worker speaks first: [`MAGIC`], then [`Hello`]. The parent answers [`Welcome`], the worker sets itself up and
+//! sends `READY` or `INIT_FAILED`. From then on tasks go one way and replies the other, until `SHUTDOWN` and `BYE`.
+//! What must reach a worker that is busy goes over a second socket, message by message ([`Control`]).
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::RemotePanic;
+
+/// The version of everything in this folder. Both sides must speak the same.
+pub(crate) const PROTOCOL: u32 = 1;
+
+/// The first bytes of a worker. What comes before it is somebody else's: a login banner, say.
+pub(crate) const MAGIC: [u8; 16] = *b"\0procession/1\r\n\0";
+
+/// Message kinds. Their bodies are postcard unless the comment says otherwise.
+pub(crate) mod kind {
+    /// Worker: [`Hello`](super::Hello).
+    pub(crate) const HELLO: u8 = 1;
+    /// Parent: [`Welcome`](super::Welcome), with the descriptors that it announces.
+    pub(crate) const WELCOME: u8 = 2;
+    /// Worker: set up, send tasks.
+    pub(crate) const READY: u8 = 3;
+    /// Worker: [`InitFailure`](super::InitFailure).
+    pub(crate) const INIT_FAILED: u8 = 4;
+    /// Parent: a row number as `u32`, then the argument.
+    pub(crate) const TASK: u8 = 5;
+    /// Parent: a row number and a count as `u32`, then as many [records](super::super::codec::push_record).
+    pub(crate) const CHUNK: u8 = 6;
+    /// Worker: the task's run time in nanoseconds as `u32`, then the result.
+    pub(crate) const VALUE: u8 = 7;
+    /// Worker: [`Failure`](super::Failure).
+    pub(crate) const FAILURE: u8 = 8;
+    /// Worker: some records of a chunk; more come.
+    pub(crate) const PART: u8 = 9;
+    /// Worker: the chunk's run time in nanoseconds as `u64`, as the last part of a chunk.
+    pub(crate) const CHUNK_END: u8 = 10;
+    /// Worker: the ids of tasks that were called back before they started.
+    pub(crate) const RECALLED: u8 = 11;
+    /// Parent: no more tasks will come; finish and exit.
+    pub(crate) const SHUTDOWN: u8 = 12;
+    /// Worker: exits now, with nothing left to say.
+    pub(crate) const BYE: u8 = 13;
+}
+
+/// What a worker says of itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    pub(crate) protocol: u32,
+    pub(crate) version: String,
+    pub(crate) target: String,
+    /// Of the task table: the same on both sides, or a row number would name different functions.
+    pub(crate) fingerprint: u64,
+    pub(crate) pid: u32,
+    pub(crate) host: String,
+}
+
+/// What a worker needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    pub(crate) pool: String,
+    pub(crate) worker: usize,
+    pub(crate) depth: u32,
+    pub(crate) max_frame_size: u64,
+    pub(crate) tasks_per_worker: usize,
+    /// A task row and its encoded argument.
+    pub(crate) initializer: Option<(u32, Vec<u8>)>,
+    pub(crate) stdout: Stdout,
+}
+
+/// Descriptors of a `Welcome` before the one for stdout: the control socket and the ledger's memory.
+pub(crate) const WELCOME_FDS: usize = 2;
+
+/// Where a worker's fd 1 goes.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Stdout {
+    Null,
+    /// To the last descriptor of the `Welcome`.
+    Attached,
+}
+
+/// Why a worker could not be set up.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum InitFailure {
+    /// The initializer returned an error.
+    Failed(String),
+    Task(Failure),
+    /// The worker could not prepare itself.
+    Setup(String),
+}
+
+/// How a task failed that a worker survived.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    Panicked(RemotePanic),
+    /// The argument, on arrival.
+    DecodeArgument(String),
+    /// The result, on departure.
+    EncodeResult(String),
+    TooLarge {
+        size: Option<u64>,
+        limit: u64,
+    },
+    /// A row that the table does not have.
+    UnknownTask(u32),
+    /// An async task that was aborted on request.
+    Cancelled,
+}
+
+/// What the control socket carries, a datagram each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Control {
+    /// Give back every task that has not started.
+    Recall,
+    /// Stop an async task.
+    Abort(u64),
+}

@@ -1,0 +1,13 @@
+//! What crosses the connection, from the outside in: bytes to frames, frames to messages, messages to values.
+//!
+//! `frame` knows no I/O: bytes in, messages out. `message` says what the two sides tell each other, `codec` turns
+//! values into bytes and back, `attachments` carries file descriptors beside them, and `transport` moves it all
+//! over a socket.
+
+pub(crate) mod frame;
+pub(crate) mod message;
+pub(crate) mod codec;
+pub(crate) mod attachments;
+pub(crate) mod transport;
+#[cfg(feature = "json")]
+pub(crate) mod json;

@@ -1,0 +1,402 @@
+//! Frames over a socket: the only place that sends and receives.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
+};
+
+use super::frame::{Decoder, FrameError, MAX_FDS, Message, Outgoing, Prefix};
+
+/// What one `recvmsg` takes at most, unless it reads the body of a large frame.
+const SCRATCH: usize = 64 * 1024;
+/// From here on a body is read where it belongs instead of through the scratch buffer.
+const DIRECT: usize = 16 * 1024;
+/// Up to here a frame is copied behind the others that wait, so that they leave in one call.
+const COALESCE: usize = 4 * 1024;
+/// What a buffer of coalesced frames grows to before the next one is begun.
+const BATCH: usize = 64 * 1024;
+/// Frames of a large message that one `sendmsg` takes at most.
+const FRAMES_AT_ONCE: usize = 4;
+/// What a socket's send buffer is asked to hold; the kernel may grant less.
+const SOCKET_BUFFER: usize = 1024 * 1024;
+
+/// A connection's two ends, both close-on-exec.
+pub(crate) fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (a, b) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    for end in [&a, &b] {
+        // A small buffer makes large bodies slower and nothing else.
+        let _ = sockopt::set_socket_send_buffer_size(end, SOCKET_BUFFER);
+    }
+    Ok((a, b))
+}
+
+/// A pair of sockets that keep message boundaries, both close-on-exec.
+pub(crate) fn datagram_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// Sends bytes, and descriptors with the first of them. A peer that has gone is an error, never a signal.
+pub(crate) fn send(
+    fd: BorrowedFd<'_>,
+    bytes: &[IoSlice<'_>],
+    fds: &[OwnedFd],
+    flags: SendFlags,
+) -> io::Result<usize> {
+    let flags = flags | SendFlags::NOSIGNAL;
+    loop {
+        let sent = if fds.is_empty() {
+            sendmsg(fd, bytes, &mut SendAncillaryBuffer::default(), flags)
+        } else {
+            let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&borrowed));
+            sendmsg(fd, bytes, &mut control, flags)
+        };
+        match sent {
+            Err(Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// A message that an [`Outbox`] can hold, by value or shared.
+pub(crate) trait Carry {
+    fn outgoing(&self) -> &Outgoing;
+}
+
+impl Carry for Outgoing {
+    fn outgoing(&self) -> &Outgoing {
+        self
+    }
+}
+
+/// What waits to be sent.
+#[derive(Debug)]
+enum Piece<M> {
+    /// Whole small frames, one behind the other.
+    Bytes { bytes: Vec<u8>, sent: usize },
+    /// A message that is sent from where it lies, frame by frame.
+    Frames {
+        message: M,
+        id: u64,
+        /// Where the frame that is being sent begins in the body.
+        offset: usize,
+        /// How much of it, prefix included, has been sent.
+        within: usize,
+    },
+}
+
+/// Messages on their way out, in order; small ones leave together.
+#[derive(Debug)]
+pub(crate) struct Outbox<M> {
+    pieces: VecDeque<Piece<M>>,
+    bytes: usize,
+}
+
+impl<M> Default for Outbox<M> {
+    fn default() -> Self {
+        Self {
+            pieces: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<M: Carry> Outbox<M> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Bytes of coalesced frames that wait, roughly.
+    pub(crate) fn waiting(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn push(&mut self, message: M, id: u64) {
+        let outgoing = message.outgoing();
+        self.bytes += outgoing.body().len();
+        if outgoing.body().len() > COALESCE || !outgoing.fds().is_empty() {
+            self.pieces.push_back(Piece::Frames {
+                message,
+                id,
+                offset: 0,
+                within: 0,
+            });
+            return;
+        }
+        if let Some(Piece::Bytes { bytes, .. }) = self.pieces.back_mut()
+            && bytes.len() < BATCH
+        {
+            outgoing.append_single(id, bytes);
+            return;
+        }
+        let mut bytes = Vec::with_capacity(1024);
+        outgoing.append_single(id, &mut bytes);
+        self.pieces.push_back(Piece::Bytes { bytes, sent: 0 });
+    }
+
+    /// Puts what `newer` holds behind what this one holds.
+    pub(crate) fn append(&mut self, mut newer: Self) {
+        self.bytes += newer.bytes;
+        self.pieces.append(&mut newer.pieces);
+    }
+
+    /// Sends until everything has left. With `DONTWAIT` a full socket is `WouldBlock`, and what is left stays.
+    pub(crate) fn write(&mut self, fd: BorrowedFd<'_>, flags: SendFlags) -> io::Result<()> {
+        while let Some(piece) = self.pieces.front_mut() {
+            let finished = match piece {
+                Piece::Bytes { bytes, sent } => {
+                    *sent += send(fd, &[IoSlice::new(&bytes[*sent..])], &[], flags)?;
+                    *sent == bytes.len()
+                }
+                Piece::Frames {
+                    message,
+                    id,
+                    offset,
+                    within,
+                } => write_frames(fd, message.outgoing(), *id, offset, within, flags)?,
+            };
+            if finished {
+                self.pieces.pop_front();
+            }
+        }
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+/// Sends some more of a message; `true` when it was the last of it.
+fn write_frames(
+    fd: BorrowedFd<'_>,
+    message: &Outgoing,
+    id: u64,
+    offset: &mut usize,
+    within: &mut usize,
+    flags: SendFlags,
+) -> io::Result<bool> {
+    let body = message.body();
+    let mut frames: [Option<(Prefix, usize)>; FRAMES_AT_ONCE] = [None; FRAMES_AT_ONCE];
+    let mut at = *offset;
+    for frame in &mut frames {
+        let (prefix, length) = message.frame_at(id, at);
+        *frame = Some((prefix, length));
+        at += length;
+        if at >= body.len() {
+            break;
+        }
+    }
+    let mut slices = Vec::with_capacity(2 * FRAMES_AT_ONCE);
+    let mut at = *offset;
+    let mut skip = *within;
+    for (prefix, length) in frames.iter().flatten() {
+        let prefix = prefix.as_slice();
+        slices.push(IoSlice::new(&prefix[skip.min(prefix.len())..]));
+        slices.push(IoSlice::new(
+            &body[at + skip.saturating_sub(prefix.len())..at + length],
+        ));
+        at += length;
+        skip = 0;
+    }
+    // The descriptors go with the very first byte, for that is what the kernel ties them to.
+    let fds = if *offset == 0 && *within == 0 {
+        message.fds()
+    } else {
+        &[]
+    };
+    let mut sent = send(fd, &slices, fds, flags)? + *within;
+    for (prefix, length) in frames.iter().flatten() {
+        let frame = prefix.as_slice().len() + length;
+        if sent < frame {
+            break;
+        }
+        sent -= frame;
+        *offset += length;
+        if *offset == body.len() {
+            return Ok(true);
+        }
+    }
+    *within = sent;
+    Ok(false)
+}
+
+/// What one call of [`Receiver::receive`] brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// Bytes; `true` when the socket had more than there was room for, as far as one can tell.
+    Bytes {
+        more: bool,
+    },
+    WouldBlock,
+    End,
+}
+
+/// Frames coming in.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    decoder: Decoder,
+    scratch: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// Bytes received so far.
+    total: u64,
+    /// A message that was finished by reading directly into its body.
+    ready: Option<Message>,
+}
+
+impl Receiver {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self {
+            decoder: Decoder::new(limit),
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            total: 0,
+            ready: None,
+        }
+    }
+
+    /// Refuses messages longer than `limit` from here on.
+    pub(crate) fn set_limit(&mut self, limit: u64) {
+        self.decoder.set_limit(limit);
+    }
+
+    /// Bytes that have come since the connection began, or since [`Self::skip`].
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Takes bytes that came by another way than the socket.
+    pub(crate) fn inject(&mut self, mut bytes: &[u8], messages: &mut Vec<Message>) -> Result<(), FrameError> {
+        self.total += bytes.len() as u64;
+        while let Some(message) = self.decoder.decode(&mut bytes)? {
+            messages.push(message);
+        }
+        Ok(())
+    }
+
+    /// Reads once. Call [`Self::next`] until it has nothing before reading again.
+    pub(crate) fn receive(&mut self, fd: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<Received> {
+        debug_assert_eq!(self.start, self.end);
+        if let Some((body, remaining)) = self.decoder.body_buffer()
+            && remaining >= DIRECT
+        {
+            let start = body.len();
+            body.resize(start + remaining, 0);
+            let result = retry(|| rustix::net::recv(fd, &mut body[start..], flags));
+            let n = result.as_ref().map_or(0, |&(n, _)| n);
+            body.truncate(start + n);
+            return match result {
+                Ok((0, _)) => Ok(Received::End),
+                Ok((n, _)) => {
+                    self.total += n as u64;
+                    self.ready = self.decoder.body_read(n).map_err(invalid)?;
+                    Ok(Received::Bytes { more: n == remaining })
+                }
+                Err(Errno::AGAIN) => Ok(Received::WouldBlock),
+                Err(error) => Err(error.into()),
+            };
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let result = retry(|| {
+            recvmsg(
+                fd,
+                &mut [IoSliceMut::new(&mut self.scratch)],
+                &mut control,
+                flags | RecvFlags::CMSG_CLOEXEC,
+            )
+        });
+        let received = match result {
+            Ok(received) => received,
+            Err(Errno::AGAIN) => return Ok(Received::WouldBlock),
+            Err(error) => return Err(error.into()),
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.decoder.push_fds(fds).map_err(invalid)?;
+            }
+        }
+        if received.bytes == 0 {
+            return Ok(Received::End);
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "file descriptors were lost on arrival",
+            ));
+        }
+        self.start = 0;
+        self.end = received.bytes;
+        self.total += received.bytes as u64;
+        Ok(Received::Bytes {
+            more: received.bytes == self.scratch.len(),
+        })
+    }
+
+    /// The next whole message among the bytes received.
+    pub(crate) fn next(&mut self) -> Result<Option<Message>, FrameError> {
+        if let Some(message) = self.ready.take() {
+            return Ok(Some(message));
+        }
+        let mut bytes = &self.scratch[self.start..self.end];
+        let message = self.decoder.decode(&mut bytes)?;
+        self.start = self.end - bytes.len();
+        Ok(message)
+    }
+
+    /// Discards bytes up to and with `magic`, keeping the first few in `foreign`; `true` when it was found.
+    pub(crate) fn skip_to(&mut self, magic: &[u8], foreign: &mut Vec<u8>) -> bool {
+        foreign.extend_from_slice(&self.scratch[self.start..self.end]);
+        match foreign.windows(magic.len()).position(|window| window == magic) {
+            Some(position) => {
+                let behind = foreign.len() - position - magic.len();
+                self.start = self.end - behind;
+                self.total = behind as u64;
+                foreign.truncate(position);
+                true
+            }
+            None => {
+                self.start = self.end;
+                false
+            }
+        }
+    }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+fn invalid(error: FrameError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+/// Whether an I/O error says only that the other side has gone.
+pub(crate) fn is_disconnect(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
+}

@@ -1,0 +1,191 @@
+//! From the first instruction of a worker to its last: handshake, set-up, serving, exit.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::exit;
+use std::sync::Arc;
+
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
+
+use super::execute::Limits;
+use super::inbox::Inbox;
+use super::reply::Replies;
+use super::{IDENTITY, Identity, panic, serve, stdio, watch};
+use crate::shared::ledger::Ledger;
+use crate::task::entry::Run;
+use crate::task::table;
+use crate::wire::codec::{self, message_bytes};
+use crate::wire::frame::{Message, Outgoing};
+use crate::wire::message::{Failure, Hello, InitFailure, MAGIC, PROTOCOL, WELCOME_FDS, Welcome, kind};
+use crate::wire::transport::{Outbox, Received, Receiver, send};
+
+/// How a worker ends that could not go on; the parent has been told why, or is gone.
+const EXIT_FAILED: i32 = 71;
+
+/// What a message may be longer than the value in it.
+const MESSAGE_OVERHEAD: u64 = 4096;
+
+/// Lives the life of a worker.
+#[expect(
+    clippy::exit,
+    reason = "a worker ends here and must not return into the program's main"
+)]
+pub(crate) fn run(depth: u32) -> ! {
+    match work(depth) {
+        Ok(()) => exit(0),
+        Err(error) => {
+            eprintln!("procession: a worker cannot go on: {error}");
+            exit(EXIT_FAILED)
+        }
+    }
+}
+
+fn work(depth: u32) -> io::Result<()> {
+    let connection = stdio::take_connection()?;
+    let mut receiver = Receiver::new(u64::MAX);
+    send_hello(&connection)?;
+    let Some(message) = receive(&connection, &mut receiver)? else {
+        return Ok(());
+    };
+    let mut fds = message.fds;
+    let welcome: Welcome = codec::decode(&message.body).map_err(invalid)?;
+    if message.kind != kind::WELCOME || fds.len() < WELCOME_FDS {
+        return Err(invalid("the parent did not say welcome"));
+    }
+    let stdout = fds.drain(WELCOME_FDS..).next_back();
+    let (Some(ledger), Some(control)) = (fds.pop(), fds.pop()) else {
+        return Err(invalid("the welcome lacks its descriptors"));
+    };
+    let ledger = Ledger::open(ledger.as_fd(), welcome.tasks_per_worker)?;
+    stdio::redirect_stdout(welcome.stdout, stdout)?;
+    set_name(welcome.worker);
+    panic::install_hook();
+
+    let identity = Identity {
+        pool: welcome.pool,
+        worker: welcome.worker,
+        depth: depth.max(welcome.depth),
+    };
+    let set = IDENTITY.set(identity);
+    debug_assert!(set.is_ok(), "a worker is set up once");
+    receiver.set_limit(welcome.max_frame_size.saturating_add(MESSAGE_OVERHEAD));
+    let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver));
+    let replies = Arc::new(Replies::new(connection, ledger));
+    let aborts = Arc::new(serve::Aborts::default());
+    watch::start(
+        Arc::clone(&inbox),
+        Arc::clone(&replies),
+        control,
+        Arc::clone(&aborts),
+    )?;
+
+    if let Some((row, argument)) = welcome.initializer
+        && let Err(failure) = initialize(row, &argument)
+    {
+        let mut bytes = Outgoing::buffer(64);
+        message_bytes(&failure, &mut bytes);
+        return replies.send(Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0);
+    }
+    replies.send(Outgoing::new(kind::READY, Outgoing::buffer(0), Vec::new()), 0)?;
+    let limits = Limits {
+        max_frame_size: welcome.max_frame_size,
+    };
+    serve::serve(&inbox, &replies, &aborts, limits, welcome.tasks_per_worker)?;
+    replies.send(Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
+}
+
+fn send_hello(connection: &OwnedFd) -> io::Result<()> {
+    let hello = Hello {
+        protocol: PROTOCOL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+        fingerprint: table::fingerprint(),
+        pid: std::process::id(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    };
+    let mut bytes = Outgoing::buffer(128);
+    message_bytes(&hello, &mut bytes);
+    let mut magic = &MAGIC[..];
+    while !magic.is_empty() {
+        let sent = send(
+            connection.as_fd(),
+            &[IoSlice::new(magic)],
+            &[],
+            SendFlags::empty(),
+        )?;
+        magic = &magic[sent..];
+    }
+    let mut outbox = Outbox::default();
+    outbox.push(Outgoing::new(kind::HELLO, bytes, Vec::new()), 0);
+    outbox.write(connection.as_fd(), SendFlags::empty())
+}
+
+/// The next message; `None` when the parent is gone.
+fn receive(connection: &OwnedFd, receiver: &mut Receiver) -> io::Result<Option<Message>> {
+    loop {
+        if let Some(message) = receiver.next().map_err(|error| invalid(error.to_string()))? {
+            return Ok(Some(message));
+        }
+        if receiver.receive(connection.as_fd(), RecvFlags::empty())? == Received::End {
+            return Ok(None);
+        }
+    }
+}
+
+/// Runs the pool's initializer.
+fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
+    let Some(Run::Blocking(run)) = table::entry(row).map(|entry| entry.run) else {
+        return Err(InitFailure::Task(Failure::UnknownTask(row)));
+    };
+    let mut result = Vec::new();
+    let outcome: Result<(), String> = match panic::catch(|| run(argument, &mut result, u64::MAX)) {
+        Ok(Ok(())) => codec::decode(&result).map_err(InitFailure::Setup)?,
+        Ok(Err(failure)) => return Err(InitFailure::Task(failure)),
+        Err(panic) => return Err(InitFailure::Task(Failure::Panicked(panic))),
+    };
+    outcome.map_err(InitFailure::Failed)
+}
+
+/// Gives the process a name of its own: executed through `/proc/self/exe`, it would be called `exe`.
+fn set_name(worker: usize) {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let program = std::path::Path::new(&program)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let number = format!("/{worker}");
+    // The kernel keeps 15 bytes.
+    let mut name = String::new();
+    for character in program
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .filter(|&c| c != '\0')
+    {
+        if name.len() + character.len_utf8() + number.len() > 15 {
+            break;
+        }
+        name.push(character);
+    }
+    name.push_str(&number);
+    if let Ok(name) = std::ffi::CString::new(name) {
+        // A name is a help for people and nothing depends on it.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// Ends this worker and everything that it started, for its parent is gone.
+#[expect(clippy::exit, reason = "nobody is left to return to")]
+pub(super) fn die() -> ! {
+    // Only as the leader of a group of its own: a launcher may have put the worker into somebody else's.
+    if getpgrp() == getpid() {
+        let _ = kill_current_process_group(Signal::KILL);
+    }
+    exit(0)
+}
+
+fn invalid(message: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message.into())
+}

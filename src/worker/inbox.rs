@@ -1,0 +1,123 @@
+//! Tasks that have come and not started.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use crate::shared::ledger::Ledger;
+use crate::wire::frame::Message;
+use crate::wire::message::kind;
+use crate::wire::transport::{Received, Receiver};
+
+/// The connection's reading side. The thread that runs tasks takes from it, and the watcher gives back what is
+/// recalled: whoever holds the lock sees everything that has come.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    connection: OwnedFd,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    receiver: Receiver,
+    tasks: VecDeque<Message>,
+    shutdown: bool,
+}
+
+/// What [`Inbox::try_next`] found.
+#[derive(Debug)]
+pub(super) enum Next {
+    Task(Message),
+    /// Nothing has come.
+    Empty,
+    /// The parent wants the worker to end.
+    Shutdown,
+    /// The parent is gone.
+    End,
+}
+
+impl Inbox {
+    pub(super) fn new(connection: OwnedFd, receiver: Receiver) -> Self {
+        let waiting = Waiting {
+            receiver,
+            tasks: VecDeque::new(),
+            shutdown: false,
+        };
+        Self {
+            connection,
+            waiting: Mutex::new(waiting),
+        }
+    }
+
+    /// The next task, which counts as started in `lane` from here on.
+    pub(super) fn try_next(&self, ledger: &Ledger, lane: usize) -> io::Result<Next> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(task) = waiting.tasks.pop_front() {
+                // Under the lock: a recall must see a task either here or started, never in between.
+                ledger.start(lane, task.id);
+                return Ok(Next::Task(task));
+            }
+            if waiting.shutdown {
+                return Ok(Next::Shutdown);
+            }
+            match waiting.receive(self.connection.as_fd())? {
+                Received::Bytes { .. } => {}
+                Received::WouldBlock => return Ok(Next::Empty),
+                Received::End => return Ok(Next::End),
+            }
+        }
+    }
+
+    /// Waits, without the lock, until something has come or the parent is gone.
+    pub(super) fn wait(&self) -> io::Result<()> {
+        let mut fds = [PollFd::new(&self.connection, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes back every task that has come and not started, and says which they were.
+    pub(super) fn recall(&self) -> io::Result<Vec<u64>> {
+        let mut waiting = self.lock();
+        while let Received::Bytes { .. } = waiting.receive(self.connection.as_fd())? {}
+        Ok(waiting.tasks.drain(..).map(|task| task.id).collect())
+    }
+
+    pub(super) fn connection(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn receive(&mut self, connection: BorrowedFd<'_>) -> io::Result<Received> {
+        let received = self.receiver.receive(connection, RecvFlags::DONTWAIT)?;
+        while let Some(message) = self
+            .receiver
+            .next()
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?
+        {
+            match message.kind {
+                kind::TASK | kind::CHUNK => self.tasks.push_back(message),
+                kind::SHUTDOWN => self.shutdown = true,
+                other => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        format!("message kind {other}"),
+                    ));
+                }
+            }
+        }
+        Ok(received)
+    }
+}

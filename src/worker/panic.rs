@@ -1,0 +1,61 @@
+//! Panics of tasks, caught with all that is known of them.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+
+use crate::error::RemotePanic;
+use crate::wire::codec::panic_message;
+
+thread_local! {
+    /// Where the last panic on this thread began, for the payload alone does not say.
+    static LAST: RefCell<Option<(Place, Option<String>)>> = const { RefCell::new(None) };
+}
+
+/// A panic's location, kept beyond the hook.
+#[derive(Clone, Debug)]
+struct Place {
+    file: String,
+    line: u32,
+    column: u32,
+}
+
+/// Notes every panic's place and backtrace on its way through the hook. What the hook did before it still does: the
+/// message goes to standard error as well.
+pub(super) fn install_hook() {
+    let before = take_hook();
+    set_hook(Box::new(move |info| {
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        let place = info.location().map(|location| Place {
+            file: location.file().to_owned(),
+            line: location.line(),
+            column: location.column(),
+        });
+        // A panic while the thread's locals are torn down is nobody's task.
+        let _ = LAST.try_with(|last| {
+            if let Ok(mut last) = last.try_borrow_mut() {
+                *last = place.map(|place| (place, backtrace));
+            }
+        });
+        before(info);
+    }));
+}
+
+/// Runs a task's code.
+pub(super) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, RemotePanic> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(describe)
+}
+
+/// What is known of a panic that this thread has just caught.
+pub(super) fn describe(payload: Box<dyn std::any::Any + Send>) -> RemotePanic {
+    let last = LAST.take();
+    let mut panic = RemotePanic::new(panic_message(payload), None, None);
+    if let Some((place, backtrace)) = last {
+        panic.file = place.file;
+        panic.line = place.line;
+        panic.column = place.column;
+        panic.backtrace = backtrace;
+    }
+    panic
+}

@@ -1,0 +1,199 @@
+//! The worker's loop: take a task, run it, answer.
+//!
+//! Tasks run on the main thread, with its stack. Async tasks are polled there too, while a tokio runtime beside it
+//! drives their timers and sockets; no task runs inside that runtime, so that each may start one of its own.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+
+use futures::future::{AbortHandle, Abortable};
+use futures::stream::{FuturesUnordered, Stream};
+use tokio::io::Interest;
+use tokio::runtime::{Builder, Runtime};
+
+use super::enter::die;
+use super::execute::{Limits, Prepared, Reply, failure_reply, run_chunk, run_single};
+use super::inbox::{Inbox, Next};
+use super::reply::Replies;
+use crate::shared::watched::watch;
+use crate::task::entry::Run;
+use crate::wire::frame::Message;
+use crate::wire::message::{Failure, kind};
+
+/// Async tasks that run, so that the watcher can stop them.
+#[derive(Debug, Default)]
+pub(super) struct Aborts {
+    handles: Mutex<HashMap<u64, AbortHandle>>,
+}
+
+impl Aborts {
+    pub(super) fn abort(&self, id: u64) {
+        if let Some(handle) = self.lock().get(&id) {
+            handle.abort();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, AbortHandle>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves tasks until the parent wants no more.
+pub(super) fn serve(
+    inbox: &Inbox,
+    replies: &Replies,
+    aborts: &Aborts,
+    limits: Limits,
+    lanes: usize,
+) -> io::Result<()> {
+    if lanes == 1 {
+        serve_one(inbox, replies, limits)
+    } else {
+        serve_many(inbox, replies, aborts, limits, lanes)
+    }
+}
+
+/// One task at a time.
+fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits) -> io::Result<()> {
+    let waker = main_thread_waker();
+    let mut context = Context::from_waker(&waker);
+    // Made when the first async task comes, and then kept.
+    let mut entered = None;
+    loop {
+        match inbox.try_next(replies.ledger(), 0)? {
+            Next::Task(message) => {
+                let id = message.id;
+                let reply = match Prepared::new(message) {
+                    Ok(task) => {
+                        if entered.is_none() && matches!(task.entry.run, Run::Async(_)) {
+                            entered = Some(runtime()?.enter());
+                        }
+                        let mut task = pin!(run(task, limits, replies, 0));
+                        loop {
+                            match task.as_mut().poll(&mut context) {
+                                Poll::Ready(reply) => break reply?,
+                                Poll::Pending => thread::park(),
+                            }
+                        }
+                    }
+                    Err((_, reply)) => reply,
+                };
+                replies.send(reply, id)?;
+                replies.ledger().finish(0);
+            }
+            Next::Empty => inbox.wait()?,
+            Next::Shutdown => return Ok(()),
+            Next::End => die(),
+        }
+    }
+}
+
+/// Up to `lanes` tasks at a time.
+fn serve_many(
+    inbox: &Inbox,
+    replies: &Replies,
+    aborts: &Aborts,
+    limits: Limits,
+    lanes: usize,
+) -> io::Result<()> {
+    let _entered = runtime()?.enter();
+    let readable = watch(
+        &Arc::new(inbox.connection().try_clone_to_owned()?),
+        Interest::READABLE,
+    )?;
+    let waker = main_thread_waker();
+    let mut context = Context::from_waker(&waker);
+    let mut free: Vec<usize> = (0..lanes).rev().collect();
+    let mut running = FuturesUnordered::new();
+    let mut shutdown = false;
+    loop {
+        let mut idle = true;
+        while let (false, Some(&lane)) = (shutdown, free.last()) {
+            match inbox.try_next(replies.ledger(), lane)? {
+                Next::Task(message) => {
+                    free.pop();
+                    running.push(run_lane(message, limits, replies, aborts, lane));
+                }
+                Next::Empty => match readable.poll_read_ready(&mut context) {
+                    // Cleared before the next look, so that what comes in between is not missed.
+                    Poll::Ready(guard) => guard?.clear_ready(),
+                    Poll::Pending => break,
+                },
+                Next::Shutdown => shutdown = true,
+                Next::End => die(),
+            }
+        }
+        while let Poll::Ready(Some((lane, id, reply))) = Pin::new(&mut running).poll_next(&mut context) {
+            replies.send(reply?, id)?;
+            replies.ledger().finish(lane);
+            aborts.lock().remove(&id);
+            free.push(lane);
+            idle = false;
+        }
+        if shutdown && running.is_empty() {
+            return Ok(());
+        }
+        if idle {
+            thread::park();
+        }
+    }
+}
+
+/// One of several tasks: its lane, its id and its reply.
+async fn run_lane(
+    message: Message,
+    limits: Limits,
+    replies: &Replies,
+    aborts: &Aborts,
+    lane: usize,
+) -> (usize, u64, io::Result<Reply>) {
+    let id = message.id;
+    let task = match Prepared::new(message) {
+        Ok(task) => task,
+        Err((_, reply)) => return (lane, id, Ok(reply)),
+    };
+    let (handle, registration) = AbortHandle::new_pair();
+    aborts.lock().insert(id, handle);
+    let reply = match Abortable::new(run(task, limits, replies, lane), registration).await {
+        Ok(reply) => reply,
+        Err(_) => Ok(failure_reply(&Failure::Cancelled)),
+    };
+    (lane, id, reply)
+}
+
+async fn run(task: Prepared, limits: Limits, replies: &Replies, lane: usize) -> io::Result<Reply> {
+    if task.message.kind == kind::CHUNK {
+        run_chunk(task, limits, replies, lane).await
+    } else {
+        Ok(run_single(task, limits).await)
+    }
+}
+
+/// The runtime that drives the timers and sockets of async tasks, and runs what they spawn.
+fn runtime() -> io::Result<&'static Runtime> {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    Ok(RUNTIME.get_or_init(|| runtime))
+}
+
+/// A waker that unparks the thread that made it.
+fn main_thread_waker() -> Waker {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    Waker::from(Arc::new(Unpark(thread::current())))
+}

@@ -1,0 +1,40 @@
+//! Standard input and output in a worker.
+//!
+//! They begin as the connection. The connection moves to a private descriptor before anything else runs, so that no
+//! `println!`, C library or grandchild can write into a frame or read one.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::stdio::{dup2_stdin, dup2_stdout};
+
+use crate::wire::message::Stdout;
+
+/// The lowest number for the private descriptor: out of the way of programs that count on the first few.
+const PRIVATE: i32 = 10;
+
+/// Takes the connection from standard input and output. Until [`redirect_stdout`], output goes to standard error.
+pub(super) fn take_connection() -> io::Result<OwnedFd> {
+    let connection = fcntl_dupfd_cloexec(io::stdin().as_fd(), PRIVATE)?;
+    dup2_stdin(null()?)?;
+    if dup2_stdout(io::stderr()).is_err() {
+        // The parent runs without a standard error.
+        dup2_stdout(null()?)?;
+    }
+    Ok(connection)
+}
+
+/// Points standard output where the pool wants it.
+pub(super) fn redirect_stdout(policy: Stdout, attached: Option<OwnedFd>) -> io::Result<()> {
+    match (policy, attached) {
+        (Stdout::Attached, Some(fd)) => dup2_stdout(fd)?,
+        (Stdout::Null, _) | (Stdout::Attached, None) => dup2_stdout(null()?)?,
+    }
+    Ok(())
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}
