@@ -21,18 +21,12 @@ pub use crate::pool::asynchronous::Asynchronous;
 pub use crate::pool::builder::{InitializerOutcome, PoolBuilder, WorkerEvent};
 pub use crate::pool::handle::Pool;
 pub use crate::pool::imap::Imap;
-pub use crate::pool::map::Map;
+pub use crate::pool::map::{CollectResults, IterSource, Map, MapFuture, Source, StreamSource};
 pub use crate::pool::progress::Progress;
-pub use crate::pool::result::{AsyncResult, Task};
+pub use crate::pool::result::{Apply, AsyncResult, Task};
 pub use crate::pool::stats::{Latency, Stats, WorkerStats, WorkerStatus};
 pub use crate::process::output::Output;
 pub use crate::task::arguments::{Row, StarFn};
 pub use crate::wire::attachments::Fd;
 #[cfg(feature = "json")]
 pub use crate::wire::json::Json;
-
-/// Futures and sources that the pool's methods give, for those who must name them.
-pub mod futures {
-    pub use crate::pool::map::{CollectResults, Iter, MapFuture, Source, Streamed};
-    pub use crate::pool::result::Apply;
-}

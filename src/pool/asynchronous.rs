@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::handle::Pool;
 use super::imap::Imap;
-use super::map::{Iter, Map, Streamed};
+use super::map::{IterSource, Map, StreamSource};
 use super::result::{Apply, AsyncResult, Task};
 use crate::error::TryApplyError;
 use crate::task::entry;
@@ -111,7 +111,7 @@ impl<'a> Asynchronous<'a> {
     }
 
     /// As [`Pool::imap`].
-    pub fn imap<F, I, T, R>(&self, function: F, input: I) -> Imap<Iter<I::IntoIter>, R>
+    pub fn imap<F, I, T, R>(&self, function: F, input: I) -> Imap<IterSource<I::IntoIter>, R>
     where
         F: Fn(I::Item) -> T + Copy + 'static,
         I: IntoIterator,
@@ -121,12 +121,12 @@ impl<'a> Asynchronous<'a> {
     {
         self.pool.imap_row(
             entry::asynchronous::<F, I::Item, T, R>(&function),
-            Iter(input.into_iter()),
+            IterSource(input.into_iter()),
         )
     }
 
     /// As [`Pool::imap_unordered`].
-    pub fn imap_unordered<F, I, T, R>(&self, function: F, input: I) -> Imap<Iter<I::IntoIter>, R>
+    pub fn imap_unordered<F, I, T, R>(&self, function: F, input: I) -> Imap<IterSource<I::IntoIter>, R>
     where
         F: Fn(I::Item) -> T + Copy + 'static,
         I: IntoIterator,
@@ -138,7 +138,7 @@ impl<'a> Asynchronous<'a> {
     }
 
     /// As [`Pool::imap_stream`].
-    pub fn imap_stream<F, S, T, R>(&self, function: F, input: S) -> Imap<Streamed<S>, R>
+    pub fn imap_stream<F, S, T, R>(&self, function: F, input: S) -> Imap<StreamSource<S>, R>
     where
         F: Fn(S::Item) -> T + Copy + 'static,
         S: Stream,
@@ -148,7 +148,7 @@ impl<'a> Asynchronous<'a> {
     {
         self.pool.imap_row(
             entry::asynchronous::<F, S::Item, T, R>(&function),
-            Streamed(Box::pin(input)),
+            StreamSource(Box::pin(input)),
         )
     }
 }

@@ -13,7 +13,7 @@ use super::builder::PoolBuilder;
 use super::chunks::{decode_single, single};
 use super::dispatch::{End, Shared};
 use super::imap::Imap;
-use super::map::{Iter, Map, Streamed};
+use super::map::{IterSource, Map, StreamSource};
 use super::result::{Apply, AsyncResult, Task};
 use super::stats::{Stats, WorkerStats, WorkerStatus, resident_memory};
 use crate::error::{BuildError, Cause, JoinError, TryApplyError};
@@ -272,7 +272,7 @@ impl Pool {
 
     /// Runs `function` for every element of `input`, which may have no end, and gives the results as a stream in
     /// input order. See [`Imap`] for how far it reads ahead.
-    pub fn imap<F, I, R>(&self, function: F, input: I) -> Imap<Iter<I::IntoIter>, R>
+    pub fn imap<F, I, R>(&self, function: F, input: I) -> Imap<IterSource<I::IntoIter>, R>
     where
         F: Fn(I::Item) -> R + Copy + 'static,
         I: IntoIterator,
@@ -281,12 +281,12 @@ impl Pool {
     {
         self.imap_row(
             entry::blocking::<F, F, I::Item, R>(&function),
-            Iter(input.into_iter()),
+            IterSource(input.into_iter()),
         )
     }
 
     /// [`imap`](Self::imap) with the results in order of completion.
-    pub fn imap_unordered<F, I, R>(&self, function: F, input: I) -> Imap<Iter<I::IntoIter>, R>
+    pub fn imap_unordered<F, I, R>(&self, function: F, input: I) -> Imap<IterSource<I::IntoIter>, R>
     where
         F: Fn(I::Item) -> R + Copy + 'static,
         I: IntoIterator,
@@ -297,7 +297,7 @@ impl Pool {
     }
 
     /// [`imap`](Self::imap) over a stream.
-    pub fn imap_stream<F, S, R>(&self, function: F, input: S) -> Imap<Streamed<S>, R>
+    pub fn imap_stream<F, S, R>(&self, function: F, input: S) -> Imap<StreamSource<S>, R>
     where
         F: Fn(S::Item) -> R + Copy + 'static,
         S: Stream,
@@ -306,7 +306,7 @@ impl Pool {
     {
         self.imap_row(
             entry::blocking::<F, F, S::Item, R>(&function),
-            Streamed(Box::pin(input)),
+            StreamSource(Box::pin(input)),
         )
     }
 

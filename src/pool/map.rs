@@ -39,9 +39,9 @@ pub trait Source {
 
 /// An iterator as a [`Source`].
 #[derive(Debug)]
-pub struct Iter<I>(pub(crate) I);
+pub struct IterSource<I>(pub(crate) I);
 
-impl<I: Iterator> Source for Iter<I> {
+impl<I: Iterator> Source for IterSource<I> {
     type Item = I::Item;
 
     fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<I::Item>> {
@@ -55,9 +55,9 @@ impl<I: Iterator> Source for Iter<I> {
 
 /// A stream as a [`Source`].
 #[derive(Debug)]
-pub struct Streamed<S>(pub(crate) Pin<Box<S>>);
+pub struct StreamSource<S>(pub(crate) Pin<Box<S>>);
 
-impl<S: Stream> Source for Streamed<S> {
+impl<S: Stream> Source for StreamSource<S> {
     type Item = S::Item;
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<S::Item>> {
@@ -515,7 +515,7 @@ where
 
 /// What both futures of a map share: the engine, and the results so far.
 struct Gathering<I, R> {
-    engine: Engine<Iter<I>, R>,
+    engine: Engine<IterSource<I>, R>,
     refused: Option<TaskError>,
     counter: Counter,
     values: Vec<Result<R, TaskError>>,
@@ -542,7 +542,7 @@ where
             ..
         } = map;
         let refused = options.check(row).err();
-        let source = Iter(input);
+        let source = IterSource(input);
         let total = source.total();
         let fixed = match options.chunk_size {
             None if shared.config.tasks_per_worker > 1 => Some(1),

@@ -44,7 +44,7 @@ pub(crate) fn run(depth: u32) -> ! {
 fn work(depth: u32) -> io::Result<()> {
     let connection = stdio::take_connection()?;
     let mut receiver = Receiver::new(u64::MAX);
-    send_hello(&connection)?;
+    let greeted = send_hello(&connection)?;
     let Some(message) = receive(&connection, &mut receiver)? else {
         return Ok(());
     };
@@ -58,6 +58,7 @@ fn work(depth: u32) -> io::Result<()> {
         return Err(invalid("the welcome lacks its descriptors"));
     };
     let ledger = Ledger::open(ledger.as_fd(), welcome.tasks_per_worker)?;
+    ledger.advance(greeted);
     stdio::redirect_stdout(welcome.stdout, stdout)?;
     set_name(welcome.worker);
     panic::install_hook();
@@ -95,7 +96,8 @@ fn work(depth: u32) -> io::Result<()> {
     replies.send(Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
 }
 
-fn send_hello(connection: &OwnedFd) -> io::Result<()> {
+/// Says hello, and gives the length of that in the stream, which begins behind the magic.
+fn send_hello(connection: &OwnedFd) -> io::Result<u64> {
     let hello = Hello {
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -116,9 +118,12 @@ fn send_hello(connection: &OwnedFd) -> io::Result<()> {
         )?;
         magic = &magic[sent..];
     }
+    let hello = Outgoing::new(kind::HELLO, bytes, Vec::new());
+    let length = hello.wire_length();
     let mut outbox = Outbox::default();
-    outbox.push(Outgoing::new(kind::HELLO, bytes, Vec::new()), 0);
-    outbox.write(connection.as_fd(), SendFlags::empty())
+    outbox.push(hello, 0);
+    outbox.write(connection.as_fd(), SendFlags::empty())?;
+    Ok(length)
 }
 
 /// The next message; `None` when the parent is gone.
