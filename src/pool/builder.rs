@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -313,24 +314,17 @@ impl PoolBuilder {
     /// Cancel safe: dropped before it is ready, the workers are killed.
     pub async fn build(self) -> Result<Pool, BuildError> {
         let (pool, ready) = self.start()?;
-        let mut failed = None;
-        for ready in ready {
+        let mut ready: FuturesUnordered<_> = ready.into_iter().collect();
+        while let Some(ready) = ready.next().await {
             // A supervisor that ends without a word was stopped.
-            if let Err(error) = ready.await.unwrap_or(Err(BuildError::Closed)) {
+            if let Err(error) = ready.unwrap_or(Err(BuildError::Closed)) {
+                // The first error is the cause, and others need not be waited for.
                 pool.shared().end(End::Terminated);
-                // The first error is the cause, what follows from it is not.
-                if failed.is_none() || matches!(failed, Some(BuildError::Closed)) {
-                    failed = Some(error);
-                }
-            }
-        }
-        match failed {
-            None => Ok(pool),
-            Some(error) => {
                 pool.shared().all_gone().await;
-                Err(error)
+                return Err(error);
             }
         }
+        Ok(pool)
     }
 
     /// Starts the workers, and gives for each of them what tells when it is ready.

@@ -234,6 +234,8 @@ impl Shared {
                 Action::Abort { id, .. } => link.control(Control::Abort(id)),
                 Action::Kill { .. } => link.killer.kill(),
                 _ => {
+                    // What still waits here could not be given back.
+                    link.flush();
                     link.control(Control::Recall);
                     link.recalled.notify_one();
                 }

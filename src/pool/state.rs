@@ -471,17 +471,17 @@ impl<P: Clone> State<P> {
         self.depth = usize::try_from(fitting).unwrap_or(DEEPEST).clamp(1, DEEPEST);
     }
 
-    /// Stops a cancelled task that was not given back, and so runs. Nothing waits behind it any more.
+    /// Stops a cancelled task that was not given back, and so runs, once nothing waits behind it.
     fn unblock(&mut self, worker: usize) {
-        let Worker {
-            state,
-            recalling,
-            in_flight,
-            ..
-        } = &self.workers[worker];
-        let runs_alone = in_flight.len() == 1 && in_flight.iter().all(|task| task.cancelled);
-        if self.lanes == 1 && *state == WorkerState::Ready && !recalling && runs_alone {
-            self.workers[worker].state = WorkerState::Ending;
+        let stuck = &mut self.workers[worker];
+        if self.lanes > 1 || stuck.state != WorkerState::Ready || stuck.recalling || !stuck.is_doomed() {
+            return;
+        }
+        if stuck.in_flight.len() > 1 {
+            // What was still on its way to the worker when that looked.
+            self.recall(worker);
+        } else {
+            stuck.state = WorkerState::Ending;
             self.actions.push_back(Action::Kill { worker });
         }
     }

@@ -71,7 +71,7 @@ pub(crate) async fn supervise(
     let mut failures = 0;
     let mut restarts = false;
     while wants_worker(&shared, worker) {
-        if failures > 0 && !pause(&shared, worker, failures).await {
+        if failures > 0 && !(pause(&shared, worker, failures).await && wants_worker(&shared, worker)) {
             break;
         }
         if restarts {
@@ -438,8 +438,11 @@ pub(crate) fn watch_runtime(shared: &Arc<Shared>, runtime: &Handle) {
     let sentinel = Sentinel(Arc::downgrade(shared));
     let weak = Arc::downgrade(shared);
     runtime.spawn(async move {
-        let _sentinel = sentinel;
-        let Some(shared) = weak.upgrade() else { return };
-        shared.all_gone().await;
+        let mut sentinel = sentinel;
+        if let Some(shared) = weak.upgrade() {
+            shared.all_gone().await;
+        }
+        // The pool was first.
+        sentinel.0 = Weak::new();
     });
 }

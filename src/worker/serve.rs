@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::io;
+use std::io::{self, Write};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -83,6 +83,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits) -> io::Result<()>
                     }
                     Err((_, reply)) => reply,
                 };
+                flush_output();
                 replies.send(reply, id)?;
                 replies.ledger().finish(0);
             }
@@ -129,6 +130,7 @@ fn serve_many(
             }
         }
         while let Poll::Ready(Some((lane, id, reply))) = Pin::new(&mut running).poll_next(&mut context) {
+            flush_output();
             replies.send(reply?, id)?;
             replies.ledger().finish(lane);
             aborts.lock().remove(&id);
@@ -172,6 +174,12 @@ async fn run(task: Prepared, limits: Limits, replies: &Replies, lane: usize) -> 
     } else {
         Ok(run_single(task, limits).await)
     }
+}
+
+/// What a task printed must not wait for the end of a line.
+fn flush_output() {
+    // Where it goes is the task's business, and whether that still exists.
+    let _ = io::stdout().flush();
 }
 
 /// The runtime that drives the timers and sockets of async tasks, and runs what they spawn.
