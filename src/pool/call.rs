@@ -14,7 +14,6 @@ use crate::task::table;
 use crate::wire::codec::{take_record, take_u32};
 use crate::wire::frame::Outgoing;
 use crate::wire::message::kind;
-use crate::wire::transport::Carry;
 
 /// What a worker answered.
 #[derive(Debug, Default)]
@@ -68,8 +67,10 @@ fn duplicate(outcome: &Outcome) -> Outcome {
 
 /// A task that was submitted, or is about to be.
 pub(crate) struct Call {
-    outgoing: Outgoing,
     row: u32,
+    is_chunk: bool,
+    /// Bytes of the frame's body.
+    pub(crate) size: usize,
     /// A name other than the row's.
     label: Option<String>,
     pub(crate) priority: i32,
@@ -82,6 +83,8 @@ pub(crate) struct Call {
 
 #[derive(Default)]
 struct Slot {
+    /// Kept until the task ends, for it may have to be sent again, and no longer, for the handle may be kept.
+    frame: Option<Arc<Outgoing>>,
     state: SlotState,
     waker: Option<Waker>,
     callbacks: Vec<Callback>,
@@ -113,14 +116,18 @@ impl fmt::Debug for Call {
 impl Call {
     pub(crate) fn new(outgoing: Outgoing, row: u32, priority: i32) -> Self {
         Self {
-            outgoing,
             row,
+            is_chunk: outgoing.kind() == kind::CHUNK,
+            size: outgoing.body().len(),
             label: None,
             priority,
             id: AtomicU64::new(0),
             submitted: Instant::now(),
             origin: None,
-            slot: Mutex::default(),
+            slot: Mutex::new(Slot {
+                frame: Some(Arc::new(outgoing)),
+                ..Slot::default()
+            }),
         }
     }
 
@@ -179,12 +186,13 @@ impl Call {
         self.id.store(id, Ordering::Relaxed);
     }
 
-    pub(crate) fn size(&self) -> usize {
-        self.outgoing.body().len()
+    pub(crate) fn is_chunk(&self) -> bool {
+        self.is_chunk
     }
 
-    pub(crate) fn is_chunk(&self) -> bool {
-        self.outgoing.kind() == kind::CHUNK
+    /// What is sent to a worker; `None` once the task has ended.
+    pub(crate) fn frame(&self) -> Option<Arc<Outgoing>> {
+        self.lock().frame.clone()
     }
 
     pub(crate) fn error(&self, cause: Cause) -> TaskError {
@@ -229,7 +237,10 @@ impl Call {
     ) -> Result<Arc<Self>, Reply> {
         let target = self.target();
         let base = self.origin.as_ref().map_or(0, |&(_, from)| from);
-        let mut rest = &self.outgoing.body()[4..];
+        let Some(frame) = self.frame() else {
+            return Err(self.finish_chunk());
+        };
+        let mut rest = &frame.body()[4..];
         let count = u64::from(take_u32(&mut rest).unwrap_or(0));
         for _ in 0..=element {
             if take_record(&mut rest).is_none() {
@@ -266,6 +277,8 @@ impl Call {
         if !matches!(slot.state, SlotState::Pending) {
             return;
         }
+        // Freed without the lock, for it may be large.
+        let _frame = slot.frame.take();
         if let Some((gather, index)) = slot.gather.take() {
             slot.state = SlotState::Taken;
             drop(slot);
@@ -355,11 +368,5 @@ impl Call {
                 Poll::Pending
             }
         }
-    }
-}
-
-impl Carry for Arc<Call> {
-    fn outgoing(&self) -> &Outgoing {
-        &self.outgoing
     }
 }

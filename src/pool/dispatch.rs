@@ -125,7 +125,7 @@ impl Shared {
     /// Hands a task over. `Err` says why not; the task has not ended then.
     pub(crate) fn submit(&self, call: &Arc<Call>) -> Result<(), Cause> {
         let mut core = self.lock();
-        match core.state.submit(call.priority, call.size(), Arc::clone(call)) {
+        match core.state.submit(call.priority, call.size, Arc::clone(call)) {
             Ok(id) => {
                 // Before the frame leaves, which is when the actions are carried out.
                 call.set_id(id);
@@ -195,10 +195,12 @@ impl Shared {
                     payload,
                     urgent,
                 } => {
-                    if let Some(link) = &core.links[worker] {
+                    if let Some(link) = &core.links[worker]
+                        && let Some(frame) = payload.frame()
+                    {
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
-                        if link.push(Parcel::Call(payload), id) || urgent {
+                        if link.push(Parcel::Task(frame), id) || urgent {
                             if !flush.iter().any(|other| Arc::ptr_eq(other, link)) {
                                 flush.push(Arc::clone(link));
                             }
@@ -294,7 +296,7 @@ impl Shared {
             match call.lose_element(element, &error) {
                 Ok(rest) => core
                     .state
-                    .resubmit(rest.priority, rest.id(), rest.size(), Arc::clone(&rest)),
+                    .resubmit(rest.priority, rest.id(), rest.size, Arc::clone(&rest)),
                 Err(reply) => done.push((
                     call,
                     Ok(Reply {

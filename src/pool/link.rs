@@ -17,7 +17,6 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::sync::Notify;
 
-use super::call::Call;
 use super::dispatch::Shared;
 use crate::process::child::Killer;
 use crate::shared::ledger::Ledger;
@@ -35,14 +34,14 @@ const READS: usize = 16;
 /// What goes to a worker.
 #[derive(Debug)]
 pub(crate) enum Parcel {
-    Call(Arc<Call>),
+    Task(Arc<Outgoing>),
     Message(Outgoing),
 }
 
 impl Carry for Parcel {
     fn outgoing(&self) -> &Outgoing {
         match self {
-            Self::Call(call) => call.outgoing(),
+            Self::Task(frame) => frame,
             Self::Message(message) => message,
         }
     }
@@ -152,7 +151,7 @@ impl Link {
 
     /// Puts something into the outbox; `true` when enough waits there to be sent by who is here.
     pub(crate) fn push(&self, parcel: Parcel, id: u64) -> bool {
-        if let Parcel::Call(_) = parcel {
+        if let Parcel::Task(_) = parcel {
             self.had_tasks.store(true, Ordering::Relaxed);
         }
         let mut out = self.lock_out();
@@ -206,6 +205,7 @@ impl Link {
                     drop(out);
                     if !is_disconnect(&error) {
                         self.set_fault(format!("its connection failed: {error}"));
+                        self.broken.notify_one();
                     }
                     return false;
                 }
