@@ -1,11 +1,14 @@
 //! Values to bytes and back: postcard, its errors explained, its silent failures made loud.
 
 use std::any::type_name;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use super::depth::{Bounded, DEEPEST, Depth};
 
 /// Why a value could not be encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,22 +77,29 @@ pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -
 
 /// Reads a value that fills `bytes`: what is left over is an error, for it means that the types differ.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    match catch_unwind(|| postcard::take_from_bytes::<T>(bytes)) {
-        Ok(Ok((value, []))) => Ok(value),
+    let too_deep = Cell::new(false);
+    let decoded = catch_unwind(AssertUnwindSafe(|| {
+        let mut deserializer = postcard::Deserializer::from_bytes(bytes);
+        let value = T::deserialize(Bounded::new(&mut deserializer, Depth::new(&too_deep)))?;
+        Ok((value, deserializer.finalize()?.len()))
+    }));
+    let name = type_name::<T>();
+    match decoded {
+        Ok(Ok((value, 0))) => Ok(value),
         Ok(Ok((value, rest))) => {
             // The value's Drop is the user's code, which may panic like the rest of it.
             drop_quietly(value);
             Err(format!(
-                "cannot decode `{}`: {} of {} bytes are left over; {ADVICE}",
-                type_name::<T>(),
-                rest.len(),
+                "cannot decode `{name}`: {rest} of {} bytes are left over; {ADVICE}",
                 bytes.len()
             ))
         }
+        Ok(Err(_)) if too_deep.get() => Err(format!(
+            "cannot decode `{name}`: it nests deeper than {DEEPEST} levels"
+        )),
         Ok(Err(error)) => Err(explain::<T>("decode", error)),
         Err(payload) => Err(format!(
-            "cannot decode `{}`: its Deserialize panicked: {}",
-            type_name::<T>(),
+            "cannot decode `{name}`: its Deserialize panicked: {}",
             panic_message(payload)
         )),
     }
@@ -243,6 +253,54 @@ mod tests {
         encode(&(7_u64, 1_u8), &mut bytes, 100).unwrap();
         assert!(decode::<u16>(&bytes).unwrap_err().contains("left over"));
         assert_eq!(decode::<(u64, u8)>(&bytes), Ok((7, 1)));
+    }
+
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    enum Tree {
+        Leaf,
+        Branch { child: Option<Box<Tree>> },
+    }
+
+    fn tree(levels: usize) -> Tree {
+        (0..levels).fold(Tree::Leaf, |child, _| Tree::Branch {
+            child: Some(Box::new(child)),
+        })
+    }
+
+    #[test]
+    fn a_value_that_nests_too_deep_is_an_error() {
+        let mut bytes = Vec::new();
+        encode(&tree(DEEPEST / 2 - 1), &mut bytes, u64::MAX).unwrap();
+        assert_eq!(decode::<Tree>(&bytes), Ok(tree(DEEPEST / 2 - 1)));
+        let bytes = [1; 400_000];
+        assert!(
+            decode::<Tree>(&bytes)
+                .unwrap_err()
+                .contains("deeper than 512 levels")
+        );
+    }
+
+    #[test]
+    fn every_shape_survives_the_bound() {
+        type Shapes = (
+            Option<u8>,
+            (),
+            Vec<(String, char)>,
+            std::collections::BTreeMap<u8, i64>,
+            Result<f32, bool>,
+            [u16; 3],
+        );
+        let value: Shapes = (
+            Some(1),
+            (),
+            vec![("a".into(), 'b')],
+            [(1, -2), (3, -4)].into(),
+            Err(true),
+            [1, 2, 65535],
+        );
+        let mut bytes = Vec::new();
+        encode(&value, &mut bytes, u64::MAX).unwrap();
+        assert_eq!(decode::<Shapes>(&bytes), Ok(value));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub(crate) mod frame;
 pub(crate) mod message;
 pub(crate) mod codec;
+pub(crate) mod depth;
 pub(crate) mod attachments;
 pub(crate) mod transport;
 #[cfg(feature = "json")]
