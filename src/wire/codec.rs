@@ -271,7 +271,7 @@ mod tests {
     fn a_value_that_nests_too_deep_is_an_error() {
         let mut bytes = Vec::new();
         encode(&tree(DEEPEST / 2 - 1), &mut bytes, u64::MAX).unwrap();
-        assert_eq!(decode::<Tree>(&bytes), Ok(tree(DEEPEST / 2 - 1)));
+        assert!(decode::<Tree>(&bytes) == Ok(tree(DEEPEST / 2 - 1)));
         let bytes = [1; 400_000];
         assert!(
             decode::<Tree>(&bytes)

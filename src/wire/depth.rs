@@ -130,8 +130,7 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Bounded<'_, V> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner
-            .visit_some(Bounded::new(deserializer, self.depth.below()?))
+        self.inner.visit_some(Bounded::new(deserializer, self.depth))
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
