@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -15,13 +16,14 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::dispatch::Shared;
 use crate::process::child::Killer;
 use crate::shared::ledger::Ledger;
 use crate::shared::watched::{Watched, watch};
-use crate::wire::codec::message_bytes;
+use crate::wire::codec::{drop_quietly, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::Control;
 use crate::wire::transport::{Carry, Outbox, Received, Receiver, is_disconnect};
@@ -316,18 +318,30 @@ impl Reader {
     }
 }
 
-/// Sends what the socket did not take at once and handles what comes, until the connection ends.
-///
-/// Runs on the runtime that the pool lives on.
-pub(crate) async fn drive(link: Arc<Link>, shared: Arc<Shared>) {
-    let watched = match watch(&link.connection, Interest::READABLE | Interest::WRITABLE) {
-        Ok(watched) => watched,
-        Err(error) => {
-            link.set_fault(format!("its connection cannot be watched: {error}"));
-            link.broken.notify_one();
-            return;
+/// Has `runtime` watch the connection, or `fallback` where that runtime was built without I/O.
+pub(crate) fn watch_on<'a>(
+    link: &Link,
+    runtime: &'a Handle,
+    fallback: &'a Handle,
+) -> io::Result<(Watched, &'a Handle)> {
+    let interest = Interest::READABLE | Interest::WRITABLE;
+    // Tokio has no other way to ask than to panic.
+    let watched = catch_unwind(AssertUnwindSafe(|| {
+        let _entered = runtime.enter();
+        watch(&link.connection, interest)
+    }));
+    match watched {
+        Ok(watched) => Ok((watched?, runtime)),
+        Err(payload) => {
+            drop_quietly(payload);
+            let _entered = fallback.enter();
+            Ok((watch(&link.connection, interest)?, fallback))
         }
-    };
+    }
+}
+
+/// Sends what the socket did not take at once and handles what comes, until the connection ends.
+pub(crate) async fn drive(watched: Watched, link: Arc<Link>, shared: Arc<Shared>) {
     let result = poll_fn(|context| poll_link(&watched, &link, &shared, context)).await;
     if let Err(fault) = result {
         link.set_fault(fault);

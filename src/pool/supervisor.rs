@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dispatch::{End, Shared};
-use super::link::{Link, Parts, drive};
+use super::link::{Link, Parts, drive, watch_on};
 use super::state::WorkerState;
 use crate::error::{BuildError, StartPhase, WorkerLoss};
 use crate::process::child::Child;
@@ -356,7 +356,15 @@ fn attach(shared: &Arc<Shared>, services: &Services, link: &Arc<Link>) -> bool {
     if core.end.is_some() {
         return false;
     }
-    services.home.spawn(drive(Arc::clone(link), Arc::clone(shared)));
+    match watch_on(link, &services.home, &services.own) {
+        Ok((watched, runtime)) => {
+            runtime.spawn(drive(watched, Arc::clone(link), Arc::clone(shared)));
+        }
+        Err(error) => {
+            link.set_fault(format!("its connection cannot be watched: {error}"));
+            link.broken.notify_one();
+        }
+    }
     core.state.ready(link.worker);
     shared.act(core);
     true

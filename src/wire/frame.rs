@@ -24,6 +24,8 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 const TOTAL: usize = 8;
 /// Unfinished messages that a peer may have open at once.
 const MAX_PARTIAL: usize = 1024;
+/// What is set aside for a longer message before its bytes have come.
+const RESERVE: u64 = 2 << 20;
 /// Descriptors that may wait for the frame that claims them.
 const MAX_WAITING_FDS: usize = 1024;
 /// Descriptors that one message may carry: what one `sendmsg` takes on Linux (SCM_MAX_FD).
@@ -401,9 +403,11 @@ impl Decoder {
                         limit: self.limit,
                     });
                 }
-                if partial.body.len() as u64 > total {
+                let Some(missing) = total.checked_sub(partial.body.len() as u64) else {
                     return Err(FrameError::Overrun { id });
-                }
+                };
+                // So that a body of a usual size grows once. A longer one grows with what arrives.
+                partial.body.reserve_exact(missing.min(RESERVE) as usize);
                 *partial.total.insert(total)
             }
         };
