@@ -200,7 +200,7 @@ impl Call {
     }
 
     /// The call that somebody waits for.
-    fn target<'a>(self: &'a Arc<Self>) -> &'a Arc<Self> {
+    fn target(self: &Arc<Self>) -> &Arc<Self> {
         self.origin.as_ref().map_or(self, |(origin, _)| origin)
     }
 

@@ -222,7 +222,7 @@ impl Link {
         let slices = [io::IoSlice::new(&bytes)];
         // A worker that does not listen is dealt with by who waits for its answer; one that is gone, by its
         // supervisor.
-        let _ = crate::wire::transport::send(self.control.as_fd(), &slices, &[], SendFlags::DONTWAIT);
+        crate::wire::transport::send(self.control.as_fd(), &slices, &[], SendFlags::DONTWAIT).ok();
     }
 
     /// Reads once and handles what came. `Ok(None)` when the socket is empty, `Ok(Some(more))` otherwise.

@@ -132,23 +132,18 @@ where
 
     /// Results in order of completion, then `None`.
     pub(crate) fn poll_results(&mut self, context: &mut Context<'_>) -> Poll<Option<Results<R>>> {
-        loop {
-            self.feed(context);
-            if let Some(results) = self.ready.pop_front() {
-                return Poll::Ready(Some(results));
-            }
-            match Pin::new(&mut self.running).poll_next(context) {
-                Poll::Ready(Some(ended)) => {
-                    let results = self.results(ended);
-                    return Poll::Ready(Some(results));
-                }
+        self.feed(context);
+        if let Some(results) = self.ready.pop_front() {
+            return Poll::Ready(Some(results));
+        }
+        match Pin::new(&mut self.running).poll_next(context) {
+            Poll::Ready(Some(ended)) => Poll::Ready(Some(self.results(ended))),
+            Poll::Ready(None)
+                if self.source.is_none() && self.blocked.is_none() && self.packer.count() == 0 =>
+            {
                 Poll::Ready(None)
-                    if self.source.is_none() && self.blocked.is_none() && self.packer.count() == 0 =>
-                {
-                    return Poll::Ready(None);
-                }
-                _ => return Poll::Pending,
             }
+            _ => Poll::Pending,
         }
     }
 

@@ -316,11 +316,12 @@ pub struct Task<R> {
     shared: Arc<Shared>,
     call: Result<Call, TaskError>,
     callbacks: Vec<Attach<R>>,
-    error_callbacks: Vec<Box<dyn FnOnce(&TaskError) + Send>>,
+    error_callbacks: Vec<AttachError>,
     result: PhantomData<fn() -> R>,
 }
 
 type Attach<R> = Box<dyn FnOnce(&R) + Send>;
+type AttachError = Box<dyn FnOnce(&TaskError) + Send>;
 
 impl<R> fmt::Debug for Task<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

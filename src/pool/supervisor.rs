@@ -84,7 +84,7 @@ pub(crate) async fn supervise(
                     shared.config.worker_started(worker, link.pid);
                     if let Some(ready) = ready.take() {
                         // Whoever built the pool may have stopped waiting.
-                        let _ = ready.send(Ok(()));
+                        ready.send(Ok(())).ok();
                     }
                 } else {
                     link.killer.kill();
@@ -97,7 +97,7 @@ pub(crate) async fn supervise(
             Err(error) => {
                 failures += 1;
                 if let Some(ready) = ready.take() {
-                    let _ = ready.send(Err(error));
+                    ready.send(Err(error)).ok();
                     break;
                 }
                 if failures >= START_ATTEMPTS && !shared.lock().state.has_live_worker() {
@@ -242,10 +242,7 @@ async fn start(
             let ending = child.wait();
             tokio::pin!(ending);
             let status = match error.failure {
-                HandshakeFailure::End(_) => match timeout(HANG_UP_GRACE, &mut ending).await {
-                    Ok(status) => Some(status),
-                    Err(_) => None,
-                },
+                HandshakeFailure::End(_) => timeout(HANG_UP_GRACE, &mut ending).await.ok(),
                 _ => None,
             };
             let status = match status {

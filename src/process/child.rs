@@ -58,10 +58,10 @@ impl Child {
             && let Ok(pidfd) = watch(pidfd, Interest::READABLE)
         {
             // An error here means that the runtime ends, and with it the process.
-            let _ = pidfd.readable().await;
+            pidfd.readable().await.ok();
         }
         // Before the status is taken: until then the number of the group cannot be anybody else's.
-        let _ = kill_process_group(self.killer.pid, Signal::KILL);
+        kill_process_group(self.killer.pid, Signal::KILL).ok();
         self.process.wait().ok()
     }
 }
@@ -81,7 +81,7 @@ impl Killer {
         if let Some(pidfd) = &self.pidfd
             && pidfd_send_signal(pidfd, Signal::KILL).is_ok()
         {
-            let _ = kill_process_group(self.pid, Signal::KILL);
+            kill_process_group(self.pid, Signal::KILL).ok();
         }
     }
 }

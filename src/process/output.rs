@@ -178,11 +178,11 @@ impl OutputThread {
 
     fn command(&self, command: Command) {
         // The thread outlives every sender.
-        let _ = self
-            .commands
+        self.commands
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .send(command);
+            .send(command)
+            .ok();
         wake(&self.wake);
     }
 }
@@ -200,7 +200,7 @@ impl Drop for OutputThread {
 
 fn wake(fd: &OwnedFd) {
     // The counter can only be full, and then the thread is awake.
-    let _ = rustix::io::write(fd, &1_u64.to_ne_bytes());
+    rustix::io::write(fd, &1_u64.to_ne_bytes()).ok();
 }
 
 struct Reader {
@@ -221,7 +221,7 @@ impl Reader {
                     Ok(Command::Settle(process, answer)) => {
                         let tail = self.settle(process);
                         // Who asked may have stopped waiting.
-                        let _ = answer.send(tail);
+                        answer.send(tail).ok();
                     }
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => {
@@ -247,7 +247,7 @@ impl Reader {
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(fds);
             if ready[0] {
-                let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
+                rustix::io::read(&*self.wake, &mut [0; 8]).ok();
             }
             // From the end, for closing one moves the last into its place.
             for index in (0..self.sources.len()).rev() {
@@ -357,10 +357,11 @@ impl Source {
             Sink::Null => {}
             // Where the parent's own output is broken, nothing is left to say it to.
             Sink::Inherit => {
-                let _ = match self.stream {
+                let written = match self.stream {
                     Stream::Stdout => io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()),
                     Stream::Stderr => io::stderr().write_all(bytes),
                 };
+                written.ok();
             }
             Sink::Lines(sink) => {
                 for line in bytes.split_inclusive(|&byte| byte == b'\n') {

@@ -139,10 +139,7 @@ where
     codec::encode(&value, result, limit).map_err(encode_failure)
 }
 
-fn run_async<F, A, T, R>(
-    argument: &[u8],
-    limit: u64,
-) -> Result<Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>, Failure>
+fn run_async<F, A, T, R>(argument: &[u8], limit: u64) -> Result<AsyncTask, Failure>
 where
     F: Fn(A) -> T + Copy + 'static,
     A: DeserializeOwned,

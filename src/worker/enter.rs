@@ -177,7 +177,7 @@ fn set_name(worker: usize) {
     name.push_str(&number);
     if let Ok(name) = std::ffi::CString::new(name) {
         // A name is a help for people and nothing depends on it.
-        let _ = rustix::thread::set_name(&name);
+        rustix::thread::set_name(&name).ok();
     }
 }
 
@@ -186,7 +186,7 @@ fn set_name(worker: usize) {
 pub(super) fn die() -> ! {
     // Only as the leader of a group of its own: a launcher may have put the worker into somebody else's.
     if getpgrp() == getpid() {
-        let _ = kill_current_process_group(Signal::KILL);
+        kill_current_process_group(Signal::KILL).ok();
     }
     exit(0)
 }

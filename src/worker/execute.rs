@@ -1,14 +1,13 @@
 //! One task, from the bytes of its argument to the bytes of its reply.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::task::Poll;
 use std::time::Instant;
 
 use super::panic;
 use super::reply::Replies;
-use crate::task::entry::{Entry, Run};
+use crate::task::entry::{AsyncTask, Entry, Run};
 use crate::task::table;
 use crate::wire::attachments;
 use crate::wire::codec::{message_bytes, push_record, take_record, take_u32};
@@ -136,9 +135,7 @@ pub(super) async fn run_chunk(
 }
 
 /// Polls an async task with its panics caught and the descriptors in its result collected.
-async fn guarded(
-    mut future: Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>,
-) -> (Result<Vec<u8>, Failure>, Vec<OwnedFd>) {
+async fn guarded(mut future: AsyncTask) -> (Result<Vec<u8>, Failure>, Vec<OwnedFd>) {
     let mut collected = Vec::new();
     let result = poll_fn(|context| {
         let (polled, fds) = attachments::collect(|| panic::catch(|| future.as_mut().poll(context)));

@@ -33,11 +33,12 @@ pub(super) fn install_hook() {
             column: location.column(),
         });
         // A panic while the thread's locals are torn down is nobody's task.
-        let _ = LAST.try_with(|last| {
+        let noted = LAST.try_with(|last| {
             if let Ok(mut last) = last.try_borrow_mut() {
                 *last = place.map(|place| (place, backtrace));
             }
         });
+        noted.ok();
         before(info);
     }));
 }

@@ -179,7 +179,7 @@ async fn run(task: Prepared, limits: Limits, replies: &Replies, lane: usize) -> 
 /// What a task printed must not wait for the end of a line.
 fn flush_output() {
     // Where it goes is the task's business, and whether that still exists.
-    let _ = io::stdout().flush();
+    io::stdout().flush().ok();
 }
 
 /// The runtime that drives the timers and sockets of async tasks, and runs what they spawn.
