@@ -16,11 +16,11 @@ use crate::wire::message::Failure;
 /// Decodes the argument, runs the function, appends the encoded result; at most `limit` bytes of it.
 pub(crate) type RunBlocking = fn(argument: &[u8], result: &mut Vec<u8>, limit: u64) -> Result<(), Failure>;
 
-/// Decodes the argument and gives the future that runs the function and encodes its result.
-pub(crate) type RunAsync = fn(
-    argument: &[u8],
-    limit: u64,
-) -> Result<Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>, Failure>;
+/// Runs an async function and encodes its result.
+pub(crate) type AsyncTask = Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>;
+
+/// Decodes the argument and gives the future that runs the function.
+pub(crate) type RunAsync = fn(argument: &[u8], limit: u64) -> Result<AsyncTask, Failure>;
 
 /// How a task is run.
 #[derive(Clone, Copy)]
