@@ -186,7 +186,7 @@ impl Ledger {
         let (skip, committed) = (skip as usize, committed as usize);
         let mut bytes = self.committed(committed).to_vec();
         if let Some(position) = open.checked_sub(1).map(|open| open as usize)
-            && position + HEADER <= committed
+            && position.checked_add(HEADER).is_some_and(|end| end <= committed)
         {
             let length = (committed - position - HEADER) as u32;
             bytes[position..position + 4].copy_from_slice(&length.to_le_bytes());
