@@ -100,6 +100,8 @@ struct Out {
 struct Reader {
     receiver: Receiver,
     ended: bool,
+    /// The bytes so far make no sense, and those behind them cannot.
+    garbled: bool,
 }
 
 impl fmt::Debug for Link {
@@ -234,33 +236,23 @@ impl Link {
         let mut messages = Vec::new();
         let result = reader.receive(self, &mut messages);
         // Handled under the reader's lock, so that messages keep their order whoever reads.
-        shared.handle(self, messages)?;
-        result
+        let handled = shared.handle(self, messages);
+        reader.garbled |= result.is_err() || handled.is_err();
+        handled.and(result)
     }
 
     /// Takes everything that a dead worker left: in the socket, then in the ledger. Nothing is read after it.
     pub(crate) fn drain(&self, shared: &Shared) {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut messages = Vec::new();
-        loop {
-            match reader.receive(self, &mut messages) {
-                Ok(Some(_)) => {}
-                Ok(None) => break,
-                Err(fault) => {
-                    self.set_fault(fault);
-                    break;
-                }
-            }
-        }
-        let received = reader.receiver.total();
-        if let Err(error) = reader
-            .receiver
-            .inject(&self.ledger.unsent(received), &mut messages)
-        {
-            self.set_fault(format!("it sent garbage ({error})"));
-        }
+        // Behind garbage nothing can be told from more of it.
+        let result = if reader.garbled {
+            Ok(())
+        } else {
+            reader.receive_rest(self, &mut messages)
+        };
         reader.ended = true;
-        if let Err(fault) = shared.handle(self, messages) {
+        if let Err(fault) = result.and(shared.handle(self, messages)) {
             self.set_fault(fault);
         }
     }
@@ -289,6 +281,8 @@ impl Link {
 
 impl Reader {
     fn receive(&mut self, link: &Link, messages: &mut Vec<Message>) -> Result<Option<bool>, String> {
+        // The handshake may have left some.
+        self.take_messages(messages)?;
         let more = match self
             .receiver
             .receive(link.connection.as_fd(), RecvFlags::DONTWAIT)
@@ -308,13 +302,29 @@ impl Reader {
             }
             Err(error) => return Err(format!("its connection failed: {error}")),
         };
-        loop {
-            match self.receiver.next() {
-                Ok(Some(message)) => messages.push(message),
-                Ok(None) => return Ok(Some(more)),
-                Err(error) => return Err(format!("it sent garbage ({error})")),
-            }
+        self.take_messages(messages)?;
+        Ok(Some(more))
+    }
+
+    /// All that the socket holds, then what the worker had not sent.
+    fn receive_rest(&mut self, link: &Link, messages: &mut Vec<Message>) -> Result<(), String> {
+        while self.receive(link, messages)?.is_some() {}
+        let received = self.receiver.total();
+        let unsent = link.ledger.unsent(received);
+        self.receiver
+            .inject(&unsent, messages)
+            .map_err(|error| format!("it sent garbage ({error})"))
+    }
+
+    fn take_messages(&mut self, messages: &mut Vec<Message>) -> Result<(), String> {
+        while let Some(message) = self
+            .receiver
+            .next()
+            .map_err(|error| format!("it sent garbage ({error})"))?
+        {
+            messages.push(message);
         }
+        Ok(())
     }
 }
 

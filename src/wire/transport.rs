@@ -328,8 +328,10 @@ impl Receiver {
             Err(Errno::AGAIN) => return Ok(Received::WouldBlock),
             Err(error) => return Err(error.into()),
         };
+        let mut had_fds = false;
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
+                had_fds = true;
                 self.decoder.push_fds(fds).map_err(invalid)?;
             }
         }
@@ -345,8 +347,9 @@ impl Receiver {
         self.start = 0;
         self.end = received.bytes;
         self.total += received.bytes as u64;
+        // The kernel stops behind bytes that came with descriptors, whatever else is there.
         Ok(Received::Bytes {
-            more: received.bytes == self.scratch.len(),
+            more: had_fds || received.bytes == self.scratch.len(),
         })
     }
 
