@@ -137,6 +137,7 @@ impl Link {
             reader: Mutex::new(Reader {
                 receiver,
                 ended: false,
+                garbled: false,
             }),
             driver: AtomicWaker::new(),
             closed: AtomicBool::new(false),
