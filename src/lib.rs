@@ -1,4 +1,84 @@
 //! An async process pool: functions run in worker processes, results come back as futures.
+//!
+//! ```
+//! use procession::Pool;
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     procession::init(); // in a worker, this line never returns
+//!     tokio::runtime::Runtime::new()?.block_on(async {
+//!         let pool = Pool::new().await?;
+//!         assert_eq!(pool.apply(|x: u64| x * 2, 21).await?, 42);
+//!         Ok(())
+//!     })
+//! }
+//! ```
+//!
+//! [`init`] is the first line of `main`; [`Pool`] has the calls, [`PoolBuilder`] its options, [`TaskError`] says what
+//! went wrong, and [`worker`] is what a task can ask about where it runs. The README compares with threads and with
+//! Python's pools, and translates from Python; `examples/quickstart.rs` is where to begin to read.
+//!
+//! # The life of a task
+//!
+//! 1. A call such as [`Pool::apply`] names a function by its type. The compiler emits a row for it into a section of
+//!    the program, the task table, which is the same in the parent and in every worker, for they are the same program.
+//!    The argument is encoded, once, with postcard.
+//! 2. The task is submitted: for [`Pool::apply`] when its future is first polled, for [`Pool::apply_async`] at once.
+//!    It is *queued*, by priority and then by order of submission.
+//! 3. It is sent to a worker, as a frame that carries the row's number and the argument, and is *in flight* from then
+//!    on. An idle worker gets it directly from whoever submitted it. A busy one is sent some tasks ahead when tasks
+//!    are short; they are called back when another worker becomes idle.
+//! 4. The worker looks the row up, decodes the argument, runs the function on its main thread, and encodes the result.
+//! 5. The parent finds the task by its number. Callbacks run; then whoever awaits the task decodes the result, on
+//!    their own thread.
+//!
+//! Every task that was submitted ends once, with a value or with an error. If its worker dies, it ends with
+//! [`WorkerLost`](TaskErrorKind::WorkerLost) if it had been started, and is sent to another worker if not: what has
+//! been started lies in memory that outlives the worker, beside the results that it had not sent yet. Of several
+//! elements that were packed into one frame, that is true of each.
+//!
+//! # Implementation
+//!
+//! **Processes.** A worker is the running program, started again through `/proc/self/exe` with the same arguments and
+//! environment, and one more variable, `PROCESSION_WORKER`, by which [`init`] knows it. It leads a process group of its
+//! own, which is killed as a whole when the worker ends, whatever the cause. It has a program name and a number in
+//! `ps`. A worker whose parent has died sees the end of its connection, while it runs a task too, and kills its
+//! group.
+//!
+//! **Threads.** The parent has one thread, `procession`, for all its pools, which starts, watches and reaps workers,
+//! with helpers of the same name while workers are started; one thread for each pool that passes on what its workers
+//! print; and two that run callbacks, from the first callback on, or more while callbacks block. Frames are sent and
+//! read on the runtime that the pool was built on, if that is a multi-thread one, and on the thread `procession`
+//! otherwise. A worker has its main thread, which runs tasks, and one that watches the parent; the first async task
+//! adds a tokio runtime with one thread.
+//!
+//! **File descriptors.** For each worker the parent holds the connection (a Unix stream socket), a second socket for
+//! what must be heard while a task runs, the read end of its standard error, and a pidfd; and the read end of its
+//! standard output, where that goes to [`Output::lines`]. All are closed on exec. In the worker the connection arrives
+//! as standard input and output and moves to a number above 9 before anything else happens; standard input is then
+//! `/dev/null`, and standard output what [`PoolBuilder::stdout`] says. Nothing has a name in a file system.
+//!
+//! **Signals.** No handler is installed, in the parent or in a worker. Workers are ended by a message, and by SIGKILL
+//! where that does not help or must not wait. A terminal's Ctrl-C reaches the parent alone. The pool waits for its own
+//! children only; where the host program ignores SIGCHLD or reaps children itself, exit statuses are missing from
+//! errors.
+//!
+//! # Limits
+//!
+//! - Tasks are plain functions and closures that capture nothing; others do not compile.
+//! - Postcard is not self-describing. Types that need that travel in `Json`. What cannot be encoded or decoded fails
+//!   its own call, with the type's name.
+//! - An argument or a result has at most [`max_frame_size`](PoolBuilder::max_frame_size) bytes and 253 file
+//!   descriptors ([`Fd`]).
+//! - Queues have no bound unless [`queue_capacity`](PoolBuilder::queue_capacity) sets one.
+//! - A worker shares no memory with the parent: what `main` sets up behind [`init`] does not exist there. Use
+//!   [`initializer`](PoolBuilder::initializer).
+//! - Linux 5.3 or later, with `/proc`; x86-64 and AArch64.
+//!
+//! # Features
+//!
+//! - `json` (default): `Json`, for types that postcard cannot carry.
+//! - `auto-init`: [`init`] runs in a constructor before `main`. For test binaries, as a dev-dependency feature.
+//! - `progress`: [`Progress`] for `indicatif::ProgressBar`.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("procession runs on Linux only, so far");
@@ -12,6 +92,11 @@ mod task;
 mod wire;
 mod shared;
 pub mod worker;
+
+/// The snippets of the README, so that they are tested.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub use crate::error::{
     BuildError, JoinError, RemotePanic, StartPhase, TaskError, TaskErrorKind, TryApplyError,
