@@ -1,5 +1,10 @@
 //! Promises about the tree itself, held by looking at its text.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a tree that cannot be read is a failure of the test"
+)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
