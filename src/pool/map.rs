@@ -93,6 +93,8 @@ pub(crate) struct Engine<S, R> {
     next_index: u64,
     /// A frame for which the queue has no room.
     blocked: Option<(Running, EventListener)>,
+    /// Frames behind that one: an element can complete two.
+    behind: VecDeque<Running>,
     running: FuturesUnordered<Running>,
     ready: VecDeque<Results<R>>,
 }
@@ -115,6 +117,7 @@ where
             outstanding: 0,
             next_index: 0,
             blocked: None,
+            behind: VecDeque::new(),
             running: FuturesUnordered::new(),
             ready: VecDeque::new(),
         }
@@ -178,34 +181,35 @@ where
     fn feed(&mut self, context: &mut Context<'_>) {
         let mut dry = self.source.is_none();
         loop {
+            // Polled whenever there is one, for nothing else says that the queue has room again.
             if let Some((running, mut listener)) = self.blocked.take() {
                 if Pin::new(&mut listener).poll(context).is_pending() {
                     self.blocked = Some((running, listener));
                     return;
                 }
                 self.submit(running);
-                continue;
-            }
-            if self.running.len() >= self.frames || self.outstanding >= self.ahead {
-                break;
-            }
-            let Some(source) = &mut self.source else { break };
-            match source.poll_next(context) {
-                Poll::Ready(Some(element)) => self.element(&element),
-                Poll::Ready(None) => {
-                    self.source = None;
-                    dry = true;
+            } else if let Some(running) = self.behind.pop_front() {
+                self.submit(running);
+            } else if !dry
+                && self.running.len() < self.frames
+                && self.outstanding < self.ahead
+                && let Some(source) = &mut self.source
+            {
+                match source.poll_next(context) {
+                    Poll::Ready(Some(element)) => self.element(&element),
+                    Poll::Ready(None) => {
+                        self.source = None;
+                        dry = true;
+                    }
+                    Poll::Pending => dry = true,
                 }
-                Poll::Pending => {
-                    dry = true;
-                    break;
-                }
+            } else if self.packer.count() > 0 && (dry || self.running.is_empty()) {
+                // Nothing more can be read, or nothing else is under way: what is packed must not wait for more.
+                let packed = self.packer.take();
+                self.start(packed);
+            } else {
+                return;
             }
-        }
-        // Where nothing more can be read, or nothing else is under way, what is packed must not wait for more.
-        if self.blocked.is_none() && (dry || self.running.is_empty()) {
-            let packed = self.packer.take();
-            self.start(packed);
         }
     }
 
@@ -252,16 +256,13 @@ where
     }
 
     fn submit(&mut self, running: Running) {
+        if self.blocked.is_some() {
+            self.behind.push_back(running);
+            return;
+        }
         match self.shared.submit_or_listen(&running.call) {
             Ok(()) | Err(Refused::Ended(_)) => self.running.push(running),
-            Err(Refused::Full(listener)) => match &mut self.blocked {
-                None => self.blocked = Some((running, listener)),
-                // One element can complete two frames; the second then goes where the first one waits already.
-                Some(_) => {
-                    self.shared.submit_or_fail(&running.call);
-                    self.running.push(running);
-                }
-            },
+            Err(Refused::Full(listener)) => self.blocked = Some((running, listener)),
         }
     }
 }
@@ -648,5 +649,75 @@ where
             gathering.values.push(Err(error));
         }
         Poll::Ready(std::mem::take(&mut gathering.values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::pool::builder::Config;
+    use crate::task::entry;
+    use crate::wire::attachments::Fd;
+
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    /// An engine over `input` on a pool whose queue is full: it has no room, and its worker is not there yet.
+    fn engine<I: Iterator<Item = Option<Fd>>>(input: I) -> Engine<IterSource<I>, bool> {
+        fn row<F: Fn(Option<Fd>) -> bool + Copy + 'static>(function: F) -> u32 {
+            entry::blocking::<F, F, _, _>(&function)
+        }
+        let mut config = Config::default();
+        config.queue_capacity = Some(0);
+        let size = ChunkSize::for_map(Some(3), None, 1);
+        let row = row(|fd: Option<Fd>| fd.is_some());
+        Engine::new(
+            Arc::new(Shared::new(config, None)),
+            row,
+            IterSource(input),
+            size,
+            10,
+        )
+    }
+
+    fn make_room(shared: &Shared) {
+        shared.lock().state.ready(0);
+        shared.room.notify_additional(usize::MAX);
+    }
+
+    #[test]
+    fn a_last_frame_that_finds_the_queue_full_is_woken() {
+        let flag = Arc::new(Flag::default());
+        let waker = Waker::from(Arc::clone(&flag));
+        let mut context = Context::from_waker(&waker);
+        let mut engine = engine([None, None].into_iter());
+        assert!(engine.poll_results(&mut context).is_pending());
+        assert!(engine.blocked.is_some());
+        make_room(&engine.shared);
+        assert!(flag.0.load(Ordering::Acquire));
+        assert!(engine.poll_results(&mut context).is_pending());
+        assert_eq!(engine.running.len(), 1);
+    }
+
+    #[test]
+    fn two_frames_of_one_element_wait_for_a_full_queue() {
+        let mut context = Context::from_waker(Waker::noop());
+        let file = Fd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut engine = engine([None, Some(file)].into_iter());
+        assert!(engine.poll_results(&mut context).is_pending());
+        assert_eq!(engine.behind.len(), 1);
+        make_room(&engine.shared);
+        assert!(engine.poll_results(&mut context).is_pending());
+        assert_eq!((engine.running.len(), engine.behind.len()), (1, 0));
+        assert!(engine.blocked.is_some());
     }
 }
