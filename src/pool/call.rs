@@ -98,8 +98,8 @@ struct Slot {
 enum SlotState {
     #[default]
     Pending,
-    /// Callbacks run before whoever awaits the outcome goes on.
-    Calling(Outcome),
+    /// Callbacks run before whoever awaits the outcome goes on: those of so many jobs.
+    Calling(Outcome, usize),
     Done(Outcome),
     Taken,
 }
@@ -295,7 +295,7 @@ impl Call {
         } else {
             let jobs = std::mem::take(&mut slot.callbacks);
             let copy = duplicate(&outcome);
-            slot.state = SlotState::Calling(outcome);
+            slot.state = SlotState::Calling(outcome, 1);
             drop(slot);
             callbacks.run(Job {
                 call: Arc::clone(target),
@@ -305,15 +305,19 @@ impl Call {
         }
     }
 
-    /// The callbacks have run, or take too long: whoever awaits the outcome may have it.
+    /// The callbacks of one job have run, or take too long. After the last job whoever awaits the outcome may have it.
     pub(crate) fn release(&self) {
         let mut slot = self.lock();
-        if let SlotState::Calling(outcome) = std::mem::take(&mut slot.state) {
-            slot.state = SlotState::Done(outcome);
-        } else {
-            // Released already, and perhaps taken.
-            slot.state = SlotState::Taken;
-            return;
+        match std::mem::take(&mut slot.state) {
+            SlotState::Calling(outcome, jobs) if jobs > 1 => {
+                slot.state = SlotState::Calling(outcome, jobs - 1);
+                return;
+            }
+            SlotState::Calling(outcome, _) => slot.state = SlotState::Done(outcome),
+            state => {
+                slot.state = state;
+                return;
+            }
         }
         let waker = slot.waker.take();
         drop(slot);
@@ -325,22 +329,23 @@ impl Call {
     /// Adds a callback; one that comes after the task's end runs now.
     pub(crate) fn add_callback(self: &Arc<Self>, callback: Callback, callbacks: &Callbacks) {
         let mut slot = self.lock();
-        match std::mem::take(&mut slot.state) {
-            SlotState::Done(outcome) | SlotState::Calling(outcome) => {
-                let copy = duplicate(&outcome);
-                slot.state = SlotState::Calling(outcome);
-                drop(slot);
-                callbacks.run(Job {
-                    call: Arc::clone(self),
-                    outcome: copy,
-                    callbacks: vec![callback],
-                });
-            }
+        let (outcome, jobs) = match std::mem::take(&mut slot.state) {
+            SlotState::Done(outcome) => (outcome, 0),
+            SlotState::Calling(outcome, jobs) => (outcome, jobs),
             state => {
                 slot.state = state;
                 slot.callbacks.push(callback);
+                return;
             }
-        }
+        };
+        let copy = duplicate(&outcome);
+        slot.state = SlotState::Calling(outcome, jobs + 1);
+        drop(slot);
+        callbacks.run(Job {
+            call: Arc::clone(self),
+            outcome: copy,
+            callbacks: vec![callback],
+        });
     }
 
     pub(crate) fn set_gather(&self, gather: Arc<Gather>, index: usize) {
@@ -368,5 +373,48 @@ impl Call {
                 Poll::Pending
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    const FUSE: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn callbacks_of_two_jobs_leave_the_outcome_for_who_awaits_it() {
+        let callbacks = Callbacks::new(None);
+        let call = Arc::new(Call::whole("task"));
+        let (began, has_begun) = channel();
+        let (go, may_go) = channel::<()>();
+        let (ran, has_run) = channel();
+        let first = move |_: &Outcome| {
+            began.send(()).unwrap();
+            may_go.recv_timeout(FUSE).unwrap();
+        };
+        call.add_callback(Box::new(first), &callbacks);
+        call.complete(Ok(Reply::default()), &callbacks);
+        has_begun.recv_timeout(FUSE).unwrap();
+        // The task has ended, and its first callback runs.
+        call.add_callback(Box::new(move |_| ran.send(()).unwrap()), &callbacks);
+        go.send(()).unwrap();
+        has_run.recv_timeout(FUSE).unwrap();
+        // Behind the release of the first two, for callbacks run one after the other.
+        let last = Arc::new(Call::whole("last"));
+        let (ended, has_ended) = channel();
+        last.add_callback(Box::new(move |_| ended.send(()).unwrap()), &callbacks);
+        last.complete(Ok(Reply::default()), &callbacks);
+        has_ended.recv_timeout(FUSE).unwrap();
+
+        let (outcome, has_outcome) = channel();
+        std::thread::spawn(move || {
+            let polled = std::future::poll_fn(|context| call.poll(context));
+            outcome.send(futures::executor::block_on(polled).is_ok()).unwrap();
+        });
+        assert_eq!(has_outcome.recv_timeout(FUSE), Ok(true));
+        callbacks.close();
     }
 }
