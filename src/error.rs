@@ -318,7 +318,7 @@ impl TaskError {
         }
     }
 
-    /// The process id of the worker that ran the task, if one did.
+    /// The process id of the worker, if the task panicked or the worker was lost.
     #[must_use]
     pub fn worker_pid(&self) -> Option<u32> {
         match &self.inner.cause {
@@ -328,7 +328,7 @@ impl TaskError {
         }
     }
 
-    /// The number of the worker that ran the task, if one did.
+    /// The number of the worker, if the task panicked or the worker was lost.
     #[must_use]
     pub fn worker_id(&self) -> Option<usize> {
         match &self.inner.cause {
@@ -478,9 +478,9 @@ pub struct RemotePanic {
     pub message: String,
     /// The source file, empty where it is not known.
     pub file: String,
-    /// The line, from 1.
+    /// The line, from 1; 0 where it is not known.
     pub line: u32,
-    /// The column, from 1.
+    /// The column, from 1; 0 where it is not known.
     pub column: u32,
     /// The backtrace, where `RUST_BACKTRACE` asks for one.
     pub backtrace: Option<String>,

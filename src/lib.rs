@@ -67,8 +67,8 @@
 //! - Tasks are plain functions and closures that capture nothing; others do not compile.
 //! - Postcard is not self-describing. Types that need that travel in `Json`. What cannot be encoded or decoded fails
 //!   its own call, with the type's name.
-//! - An argument or a result has at most [`max_frame_size`](PoolBuilder::max_frame_size) bytes and 253 file
-//!   descriptors ([`Fd`]).
+//! - An argument or a result has at most [`max_frame_size`](PoolBuilder::max_frame_size) bytes, 512 levels
+//!   of nesting, and 253 file descriptors ([`Fd`]).
 //! - Queues have no bound unless [`queue_capacity`](PoolBuilder::queue_capacity) sets one.
 //! - A worker shares no memory with the parent: what `main` sets up behind [`init`] does not exist there. Use
 //!   [`initializer`](PoolBuilder::initializer).

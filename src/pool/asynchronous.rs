@@ -18,6 +18,9 @@ use crate::task::entry;
 /// A worker polls them on its main thread, beside a tokio runtime for timers and sockets, up to
 /// [`tasks_per_worker`](crate::PoolBuilder::tasks_per_worker) at a time. Their futures need not be `Send`. What they
 /// spawn with `tokio::spawn` runs on that runtime's thread.
+///
+/// Cancelled while it runs, a task is dropped at its next await, where a worker runs more than one at a time;
+/// otherwise its worker is killed and replaced.
 #[derive(Clone, Copy, Debug)]
 pub struct Asynchronous<'a> {
     pool: &'a Pool,

@@ -42,7 +42,7 @@ impl InitializerOutcome for () {
 
 impl<E: fmt::Display> InitializerOutcome for Result<(), E> {
     fn into_outcome(self) -> Result<(), String> {
-        // With its sources, for only text crosses.
+        // The alternate form has the sources too, where a type has one: only text crosses.
         self.map_err(|error| format!("{error:#}"))
     }
 }
@@ -173,15 +173,19 @@ impl PoolBuilder {
     }
 
     /// How many tasks a worker runs at a time, which makes sense for async tasks: blocking ones still run one after
-    /// the other there. Zero is an error, as are more than 4096. Defaults to 1.
+    /// the other there.
+    ///
+    /// With more than one, a task that is cancelled while it runs does not cost the worker: an async one is dropped
+    /// at its next await, and a blocking one runs to its end. A worker that dies takes all of them with it. Zero is
+    /// an error, as are more than 4096. Defaults to 1.
     pub fn tasks_per_worker(mut self, tasks: usize) -> Self {
         self.tasks_per_worker = tasks;
         self
     }
 
     /// How many tasks may wait. With 0 a task is taken only when a worker is free. At the bound
-    /// [`apply`](Pool::apply) and maps wait, [`try_apply`](Pool::try_apply) gives the argument back, and
-    /// [`apply_async`](Pool::apply_async) gives a handle that says
+    /// [`apply`](Pool::apply), [`map`](Pool::map) and streams wait, [`try_apply`](Pool::try_apply) gives the argument
+    /// back, and [`apply_async`](Pool::apply_async) and [`map_async`](Pool::map_async) give a handle that says
     /// [`QueueFull`](crate::TaskErrorKind::QueueFull). Defaults to no bound.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
         self.queue_capacity = Some(tasks);
@@ -213,7 +217,9 @@ impl PoolBuilder {
     /// Runs `initializer` with a copy of `argument` in every worker before its first task, in those that replace
     /// others too. It may return `()` or a `Result<(), E>`.
     ///
-    /// A worker whose initializer fails or panics does not start. Defaults to none.
+    /// A worker whose initializer fails or panics does not start: [`build`](Self::build) gives
+    /// [`Initializer`](BuildError::Initializer), and later starts are tried again with growing pauses. The argument
+    /// cannot hold an [`Fd`](crate::Fd). Defaults to none.
     pub fn initializer<F, A, O>(mut self, initializer: F, argument: A) -> Self
     where
         F: Fn(A) -> O + Copy + 'static,

@@ -145,7 +145,8 @@ impl Pool {
     /// The argument is encoded now, the task submitted when the future is first polled. While the queue is at its
     /// [bound](PoolBuilder::queue_capacity) it waits for room.
     ///
-    /// Dropping the future cancels the task: queued, it never runs; running, its worker is killed and replaced.
+    /// Dropping the future cancels the task: queued, it never runs; running, its worker is killed and replaced, unless
+    /// that runs [several tasks](PoolBuilder::tasks_per_worker).
     ///
     /// # Errors
     ///
@@ -248,7 +249,8 @@ impl Pool {
         self.map_row(function.row().0, input.into_iter())
     }
 
-    /// Starts a [`map`](Self::map) now and gives a handle. The input is read to its end before this returns.
+    /// Starts a [`map`](Self::map) now and gives a handle. The input is read to its end before this returns. As
+    /// [`Map::submit`], it does not wait for room in a bounded queue.
     pub fn map_async<F, I, R>(&self, function: F, input: I) -> AsyncResult<Vec<R>>
     where
         F: Fn(I::Item) -> R + Copy + 'static,
@@ -260,6 +262,7 @@ impl Pool {
     }
 
     /// Starts a [`starmap`](Self::starmap) now and gives a handle. The input is read to its end before this returns.
+    /// As [`Map::submit`], it does not wait for room in a bounded queue.
     pub fn starmap_async<F, I, R>(&self, function: F, input: I) -> AsyncResult<Vec<R>>
     where
         F: StarFn<I::Item, R>,
@@ -346,7 +349,7 @@ impl Pool {
 
     /// Waits until every worker of a pool that was closed or terminated has ended and been reaped.
     ///
-    /// Dropping the future changes nothing. It may be called again, and by several at once.
+    /// Callbacks of tasks that have just ended may still run. Dropping the future changes nothing. It may be called again, and by several at once.
     ///
     /// # Errors
     ///

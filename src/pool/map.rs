@@ -363,6 +363,10 @@ impl Counter {
 /// options, then `.await`, [`submit`](Self::submit) or [`collect_results`](Self::collect_results).
 ///
 /// Dropping it does nothing: nothing has been read or submitted.
+///
+/// # Cancel safety
+///
+/// Its future is [`MapFuture`], which is not cancel safe.
 #[must_use = "a map does nothing until it is awaited or submitted"]
 pub struct Map<I, R> {
     shared: Arc<Shared>,
@@ -398,7 +402,8 @@ where
 
     /// How many elements travel and run together. Zero is
     /// [`InvalidOption`](crate::TaskErrorKind::InvalidOption). Defaults to four chunks for each worker, and smaller
-    /// ones where elements are measured to take long; one at a time where workers run several tasks at once.
+    /// ones where elements are measured to take long, which [`submit`](Self::submit) does not do; one at a time where
+    /// workers run several tasks at once.
     #[doc(alias = "chunksize")]
     pub fn chunk_size(mut self, elements: usize) -> Self {
         self.options.chunk_size = Some(elements);
@@ -430,6 +435,10 @@ where
     }
 
     /// Starts now, and gives a handle. The input is read to its end before this returns.
+    ///
+    /// Nothing waits for room in a [bounded](crate::PoolBuilder::queue_capacity) queue: where it does not take all
+    /// chunks at once, the handle gives [`QueueFull`](crate::TaskErrorKind::QueueFull) and what was submitted is
+    /// cancelled.
     ///
     /// Progress is not reported, for nobody polls.
     pub fn submit(self) -> AsyncResult<Vec<R>>
@@ -588,7 +597,14 @@ where
 /// The future of a [`Map`]: all results in input order, or the first failure, at once; what has not ended is then
 /// cancelled.
 ///
-/// The input is read as workers take it. Dropping the future cancels what has not ended.
+/// The input is read as workers take it. Dropping the future cancels what has not ended. Polled again after it gave
+/// its values, it gives an empty vector.
+///
+/// # Errors
+///
+/// The [`TaskError`] of the first element that failed, in order of completion, of any kind but
+/// [`QueueFull`](crate::TaskErrorKind::QueueFull): it waits for room. A chunk size of zero is
+/// [`InvalidOption`](crate::TaskErrorKind::InvalidOption).
 ///
 /// # Cancel safety
 ///
@@ -622,6 +638,12 @@ where
 }
 
 /// The future of [`Map::collect_results`]: a result for every element, in input order.
+///
+/// Dropping it cancels what has not ended.
+///
+/// # Cancel safety
+///
+/// Not cancel safe: dropped before it is ready, elements are cancelled and all results lost.
 #[must_use = "futures do nothing unless polled"]
 pub struct CollectResults<I, R> {
     gathering: Gathering<I, R>,

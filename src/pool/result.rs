@@ -100,7 +100,7 @@ impl<R: 'static> AsyncResult<R> {
     /// go on beside it. A panic in it is reported on standard error and changes nothing. It may submit tasks, await
     /// them (with `futures::executor::block_on`, say), and end the pool.
     ///
-    /// Added to a task that has ended, it runs at once.
+    /// Added to a task that has ended, it runs at once; to a handle that has given its value, never.
     pub fn callback(self, callback: impl FnOnce(&R) + Send + 'static) -> Self {
         self.call.add_callback(
             on_value(Arc::downgrade(&self.call), self.decode, callback),
@@ -121,8 +121,8 @@ impl<R: 'static> AsyncResult<R> {
 }
 
 impl<R> AsyncResult<R> {
-    /// Cancels the task: queued, it never runs; running, its worker is killed and replaced, unless the task is one
-    /// of several async ones there, which is dropped at its next await. The handle then gives
+    /// Cancels the task: queued, it never runs; running, its worker is killed and replaced, unless that runs
+    /// [several tasks](crate::PoolBuilder::tasks_per_worker): then an async one is dropped at its next await. The handle then gives
     /// [`Cancelled`](crate::TaskErrorKind::Cancelled). A task that has ended keeps its outcome.
     #[doc(alias = "cancel")]
     pub fn abort(&self) {
@@ -209,7 +209,8 @@ fn on_error<R: 'static>(
 ///
 /// The task is submitted when the future is first polled. With a bounded queue that is full it waits for room.
 ///
-/// Dropping it cancels the task: queued, it never runs; running, its worker is killed and replaced.
+/// Dropping it cancels the task: queued, it never runs; running, its worker is killed and replaced, unless that runs
+/// [several tasks](crate::PoolBuilder::tasks_per_worker): then an async one is dropped at its next await.
 ///
 /// # Cancel safety
 ///
@@ -311,6 +312,11 @@ impl<R> Drop for Apply<R> {
 /// await it like [`apply`](crate::Pool::apply).
 ///
 /// Dropping it does nothing: the task has not been submitted.
+///
+/// # Cancel safety
+///
+/// Its future is [`Apply`], which is not cancel safe. Its callbacks run if it was submitted, which is when the future
+/// is first polled, or if its argument cannot be encoded.
 #[must_use = "a task does nothing until it is submitted or awaited"]
 pub struct Task<R> {
     shared: Arc<Shared>,

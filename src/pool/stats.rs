@@ -14,7 +14,7 @@ pub struct Stats {
     pub in_flight: usize,
     /// Tasks that workers have answered, with a value or a failure. A chunk of a map is one task.
     pub tasks_done: u64,
-    /// Workers that were started in place of others.
+    /// Starts of workers in place of others, those that failed included.
     pub restarts: u64,
     /// How long answered tasks took from their submission to their answer; `None` before the first.
     pub latency: Option<Latency>,
@@ -34,7 +34,7 @@ pub struct WorkerStats {
     pub status: WorkerStatus,
     /// Tasks that this worker and its predecessors have answered.
     pub tasks_done: u64,
-    /// How often it was replaced.
+    /// How often another was started in its place, failed starts included.
     pub restarts: u64,
     /// Resident memory of the process in bytes, where the system tells.
     pub resident_memory: Option<u64>,

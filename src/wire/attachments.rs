@@ -40,7 +40,7 @@ pub(crate) fn provide<T>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> T) -> T {
 /// A file descriptor as an argument or a result: a file, a listening socket, an accepted connection.
 ///
 /// Encoding it duplicates the descriptor into the frame; the other side receives a descriptor of its own for the
-/// same open file. It can only be part of an argument or a result: elsewhere its `Serialize` is an error.
+/// same open file. It can only be part of a task's argument or result: elsewhere its `Serialize` is an error.
 ///
 /// A value may hold up to 253 of them.
 ///
