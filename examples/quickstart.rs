@@ -1,9 +1,14 @@
-//! The first five minutes: calls, maps and a crash.
+//! The first five minutes: calls, maps and a crash. The functions run in worker processes, which are this program
+//! again; what they give is awaited here.
+//!
+//! `cargo run --example quickstart`
+
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use procession::{Pool, TaskError};
 
 fn is_prime(n: u64) -> bool {
-    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,7 +40,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
 
     // A crash is an error of that one call.
     let crash: Result<(), TaskError> = pool.apply(|_: ()| std::process::abort(), ()).await;
-    println!("a crash: {:?}", crash.unwrap_err().kind());
+    println!("a crash: {:?}", crash.map_err(|error| error.kind()));
     println!(
         "and on: {}",
         pool.apply(|(a, b): (u64, u64)| a + b, (40, 2)).await?
