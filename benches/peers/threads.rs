@@ -1,0 +1,225 @@
+//! The floors: the same workloads in threads of one process, where nothing is encoded and nobody is isolated.
+
+use std::future::Future;
+use std::sync::{Arc, Barrier};
+use std::time::Instant;
+
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+
+use crate::Error;
+use crate::measure::{Figures, WARM_UP, latencies, milliseconds, rate};
+use crate::memory::Growth;
+use crate::plan::{CHUNK, Scale, WORKERS};
+use crate::tasks::{Gate, compute, hold, successor, successors, ten_milliseconds};
+
+/// Runs a function on one of its threads.
+trait Threads: Clone + Send + Sync + 'static {
+    fn new(threads: usize) -> Result<Self, Error>
+    where
+        Self: Sized;
+
+    fn run<R: Send + 'static>(
+        &self,
+        function: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = Result<R, Error>> + Send + 'static;
+}
+
+/// A runtime beside the one that the workload runs on, for the number of its blocking threads.
+#[derive(Clone)]
+struct Blocking(Arc<Option<Runtime>>);
+
+impl Threads for Blocking {
+    fn new(threads: usize) -> Result<Self, Error> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(WORKERS)
+            .max_blocking_threads(threads)
+            .enable_all()
+            .build()?;
+        Ok(Self(Arc::new(Some(runtime))))
+    }
+
+    fn run<R: Send + 'static>(
+        &self,
+        function: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = Result<R, Error>> + Send + 'static {
+        let running = self
+            .0
+            .as_ref()
+            .as_ref()
+            .map(|runtime| runtime.spawn_blocking(function));
+        async move { Ok(running.ok_or("the runtime is gone")?.await?) }
+    }
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        // A runtime must not be dropped in a task, where that would block.
+        if let Some(runtime) = Arc::get_mut(&mut self.0).and_then(Option::take) {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Rayon(Arc<ThreadPool>);
+
+impl Threads for Rayon {
+    fn new(threads: usize) -> Result<Self, Error> {
+        Ok(Self(Arc::new(
+            ThreadPoolBuilder::new().num_threads(threads).build()?,
+        )))
+    }
+
+    fn run<R: Send + 'static>(
+        &self,
+        function: impl FnOnce() -> R + Send + 'static,
+    ) -> impl Future<Output = Result<R, Error>> + Send + 'static {
+        let (answer, answered) = oneshot::channel();
+        // Nobody may wait any more.
+        self.0.spawn(move || drop(answer.send(function())));
+        async move { Ok(answered.await?) }
+    }
+}
+
+pub(crate) fn measure_tokio(workload: &'static str, scale: &'static Scale) -> Result<Figures, Error> {
+    measure::<Blocking>(workload, scale)
+}
+
+pub(crate) fn measure_rayon(workload: &'static str, scale: &'static Scale) -> Result<Figures, Error> {
+    if workload == "W3" {
+        let threads = Rayon::new(WORKERS)?;
+        let began = Instant::now();
+        let items = 0..scale.items as u64;
+        let values: Vec<u64> = threads
+            .0
+            .install(|| items.into_par_iter().map(successor).collect());
+        return Ok(Figures::default().with("default", rate(values.len(), began)));
+    }
+    measure::<Rayon>(workload, scale)
+}
+
+fn measure<T: Threads>(workload: &'static str, scale: &'static Scale) -> Result<Figures, Error> {
+    let runtime = Runtime::new()?;
+    runtime.block_on(async {
+        let workload = tokio::spawn(async move {
+            match workload {
+                "W1" => sequential(&T::new(WORKERS)?, scale).await,
+                "W2" => single(&T::new(WORKERS)?, scale).await,
+                "W3" => chunks(&T::new(WORKERS)?, scale).await,
+                "W5" => start::<T>().await,
+                "W6" => queued(&T::new(WORKERS)?, scale).await,
+                _ => scaling::<T>(scale).await,
+            }
+        });
+        workload.await?
+    })
+}
+
+async fn sequential<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error> {
+    let mut samples = Vec::with_capacity(scale.calls);
+    for n in 0..(WARM_UP + scale.calls) as u64 {
+        let began = Instant::now();
+        threads.run(move || successor(n)).await?;
+        samples.push(began.elapsed());
+    }
+    Ok(latencies(samples.split_off(WARM_UP)))
+}
+
+async fn single<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error> {
+    all_answered(threads).await?;
+    let began = Instant::now();
+    let calls: Vec<_> = (0..scale.tasks as u64)
+        .map(|n| threads.run(move || successor(n)))
+        .collect();
+    for call in calls {
+        call.await?;
+    }
+    Ok(Figures::default().with("rate", rate(scale.tasks, began)))
+}
+
+async fn chunks<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error> {
+    all_answered(threads).await?;
+    let mut figures = Figures::default();
+    for &chunk in scale.chunks {
+        let began = Instant::now();
+        let calls: Vec<_> = (0..scale.items as u64)
+            .step_by(chunk)
+            .map(|start| threads.run(move || successors((start..start + chunk as u64).collect())))
+            .collect();
+        let mut values = Vec::with_capacity(scale.items);
+        for call in calls {
+            values.extend(call.await?);
+        }
+        figures = figures.with(format!("{CHUNK}{chunk}"), rate(values.len(), began));
+    }
+    Ok(figures)
+}
+
+/// Has every thread give a result.
+async fn all_answered<T: Threads>(threads: &T) -> Result<(), Error> {
+    let barrier = Arc::new(Barrier::new(WORKERS));
+    let meet = |_| {
+        let barrier = Arc::clone(&barrier);
+        threads.run(move || barrier.wait().is_leader())
+    };
+    let calls: Vec<_> = (0..WORKERS).map(meet).collect();
+    for call in calls {
+        call.await?;
+    }
+    Ok(())
+}
+
+async fn start<T: Threads>() -> Result<Figures, Error> {
+    let mut figures = Figures::default();
+    for key in ["first", "again"] {
+        let began = Instant::now();
+        let threads = T::new(WORKERS)?;
+        all_answered(&threads).await?;
+        figures = figures.with(key, milliseconds(began));
+    }
+    let began = Instant::now();
+    std::thread::spawn(|| successor(0))
+        .join()
+        .map_err(|_| "a thread panicked")?;
+    Ok(figures.with("join", milliseconds(began)))
+}
+
+async fn queued<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error> {
+    let mut gate = Gate::new()?;
+    let port = gate.port()?;
+    let held: Vec<_> = (0..WORKERS).map(|_| threads.run(move || hold(port))).collect();
+    gate.wait_for(WORKERS)?;
+    let growth = Growth::begin()?;
+    let calls: Vec<_> = (0..scale.queued as u64)
+        .map(|n| threads.run(move || successor(n)))
+        .collect();
+    let queued = growth.per_100_000(scale.queued)?;
+    drop(gate);
+    for call in held {
+        call.await?;
+    }
+    for call in calls {
+        call.await?;
+    }
+    Ok(Figures::default().with("queued", queued))
+}
+
+async fn scaling<T: Threads>(scale: &Scale) -> Result<Figures, Error> {
+    let steps = ten_milliseconds()?;
+    let mut times = Vec::new();
+    for threads in [1, 2] {
+        let threads = T::new(threads)?;
+        let began = Instant::now();
+        let calls: Vec<_> = (0..scale.computations)
+            .map(|_| threads.run(move || compute(steps)))
+            .collect();
+        for call in calls {
+            call.await?;
+        }
+        times.push(milliseconds(began));
+    }
+    Ok(Figures::default().with("scaling", times[0] / (2.0 * times[1])))
+}
