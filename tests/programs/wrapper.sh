@@ -1,0 +1,3 @@
+#!/bin/sh
+# A worker behind a shell that stays.
+"$PROGRAM" "$@"
