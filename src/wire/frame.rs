@@ -24,7 +24,7 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 const TOTAL: usize = 8;
 /// Unfinished messages that a peer may have open at once.
 const MAX_PARTIAL: usize = 1024;
-/// What is set aside for a longer message before its bytes have come.
+/// What is set aside for a longer message before its bytes have come, for one at a time.
 const RESERVE: u64 = 2 << 20;
 /// Descriptors that may wait for the frame that claims them.
 const MAX_WAITING_FDS: usize = 1024;
@@ -79,7 +79,7 @@ impl fmt::Display for FrameError {
             }
             Self::TooManyFds => write!(
                 f,
-                "more than {MAX_WAITING_FDS} file descriptors that no frame claims"
+                "more file descriptors than a message may carry, or more than {MAX_WAITING_FDS} that no frame claims"
             ),
         }
     }
@@ -364,6 +364,9 @@ impl Decoder {
                     received: self.fds.len(),
                 });
             }
+            if partial.fds.len() + claimed > MAX_FDS {
+                return Err(FrameError::TooManyFds);
+            }
             partial.fds.extend(self.fds.drain(..claimed));
         }
         if partial
@@ -406,8 +409,11 @@ impl Decoder {
                 let Some(missing) = total.checked_sub(partial.body.len() as u64) else {
                     return Err(FrameError::Overrun { id });
                 };
-                // So that a body of a usual size grows once. A longer one grows with what arrives.
-                partial.body.reserve_exact(missing.min(RESERVE) as usize);
+                // So that a body of a usual size grows once. A longer one grows with what arrives, and so do those
+                // that come at the same time, for a claim costs the peer nothing.
+                if self.partial.is_empty() {
+                    partial.body.reserve_exact(missing.min(RESERVE) as usize);
+                }
                 *partial.total.insert(total)
             }
         };
