@@ -435,3 +435,6 @@ impl Decoder {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;
