@@ -14,7 +14,7 @@ const _: () = {
     const fn is_handle<T: Send + Sync + Unpin + 'static>() {}
     const fn is_pool<T: Clone + Send + Sync + 'static>() {}
     is_handle::<AsyncResult<String>>();
-    is_handle::<procession::futures::Apply<String>>();
+    is_handle::<procession::Apply<String>>();
     is_pool::<Pool>();
 };
 

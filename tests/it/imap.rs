@@ -335,5 +335,5 @@ async fn a_stream_says_how_it_ends_when_its_worker_is_lost() {
 
 const _: () = {
     const fn is_stream<T: Stream + Send + Unpin>() {}
-    is_stream::<procession::Imap<procession::futures::Iter<std::ops::Range<u32>>, u32>>();
+    is_stream::<procession::Imap<procession::IterSource<std::ops::Range<u32>>, u32>>();
 };

@@ -1,6 +1,7 @@
 //! The pool against real processes, one module for each subject.
 //!
-//! The crate's feature `auto-init` makes workers of this binary before its `main`, so that no test has a line for it.
+//! A constructor makes workers of this binary before its `main`, so that no test has a line for it: what the feature
+//! `auto-init` does for others. Turned on here, it would hold for the examples too, which show the life without it.
 
 mod fuse;
 mod gate;
@@ -23,3 +24,8 @@ mod runtimes;
 mod nested;
 mod shutdown;
 mod stats;
+
+#[ctor::ctor(unsafe)]
+fn enter_worker_mode() {
+    procession::init();
+}
