@@ -184,9 +184,10 @@ impl PoolBuilder {
     }
 
     /// How many tasks may wait. With 0 a task is taken only when a worker is free. At the bound
-    /// [`apply`](Pool::apply), [`map`](Pool::map) and streams wait, [`try_apply`](Pool::try_apply) gives the argument
-    /// back, and [`apply_async`](Pool::apply_async) and [`map_async`](Pool::map_async) give a handle that says
-    /// [`QueueFull`](crate::TaskErrorKind::QueueFull). Defaults to no bound.
+    /// [`apply`](Pool::apply), maps and streams wait, [`try_apply`](Pool::try_apply) gives the argument back, and
+    /// [`apply_async`](Pool::apply_async) gives a handle that says
+    /// [`QueueFull`](crate::TaskErrorKind::QueueFull). The lanes of a worker that is being replaced are taken.
+    /// Defaults to no bound.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
         self.queue_capacity = Some(tasks);
         self

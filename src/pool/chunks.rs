@@ -4,17 +4,18 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use event_listener::EventListener;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
-use super::dispatch::{Shared, failure_error};
+use super::dispatch::{Refused, Shared, failure_error};
 use crate::error::{Cause, TaskError};
 use crate::wire::codec::{self, EncodeError, push_record, take_record};
 use crate::wire::frame::{HEADER, Outgoing};
 use crate::wire::message::{Failure, kind};
-use crate::{task, wire};
+use crate::{runtime, task, wire};
 
 /// A chunk that has grown to this many bytes is sent, however few its elements.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -187,7 +188,8 @@ pub(crate) struct ChunkSize {
 }
 
 impl ChunkSize {
-    /// For a call whose results are wanted all together; `total` is how many elements there are, if that is known.
+    /// For a call whose results are wanted all together; `total` is how many elements there are at most, if that is
+    /// known.
     ///
     /// As in Python there are four frames for each worker, so that none waits long for the last; fewer elements
     /// where they take long, so that the work spreads.
@@ -283,10 +285,35 @@ impl Gather {
         for (index, chunk) in chunks.iter().enumerate() {
             chunk.set_gather(Arc::clone(&gather), index);
         }
-        for chunk in &chunks {
-            shared.submit_or_fail(chunk);
+        let mut chunks = chunks.into_iter();
+        while let Some(chunk) = chunks.next() {
+            if let Err(Refused::Full(room)) = shared.submit_or_listen(&chunk) {
+                Self::submit_rest(shared, room, chunk, chunks.collect());
+                break;
+            }
         }
         gather
+    }
+
+    /// Submits chunks for which the queue has no room as it gets some, with nobody waiting for that.
+    fn submit_rest(shared: &Arc<Shared>, room: EventListener, first: Arc<Call>, rest: Vec<Arc<Call>>) {
+        // The pool runs, so its runtime does.
+        let Ok(own) = runtime::handle() else { return };
+        let shared = Arc::clone(shared);
+        own.spawn(async move {
+            room.await;
+            for chunk in std::iter::once(first).chain(rest) {
+                // One that was cancelled meanwhile has ended, and is not wanted any more.
+                while !chunk.is_finished()
+                    && let Err(Refused::Full(room)) = shared.submit_or_listen(&chunk)
+                {
+                    room.await;
+                }
+                if chunk.is_finished() {
+                    shared.cancel(&chunk);
+                }
+            }
+        });
     }
 
     /// Stops every chunk that has not ended.
@@ -297,6 +324,8 @@ impl Gather {
         let chunks = std::mem::take(&mut self.lock().chunks);
         for chunk in chunks {
             shared.cancel(&chunk);
+            // One that had not been submitted is not known there.
+            chunk.complete(Err(chunk.error(Cause::Cancelled)), &shared.callbacks);
         }
     }
 

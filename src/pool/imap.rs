@@ -144,7 +144,8 @@ where
             (None, None) => AHEAD * lanes,
         };
         let size = ChunkSize::for_stream(options.chunk_size, ahead, lanes);
-        let counter = Counter::new(options.progress, source.total());
+        let (least, most) = source.size_hint();
+        let counter = Counter::new(options.progress, most.filter(|&most| most == least));
         let engine = Engine::new(shared, row, source, size, ahead);
         let streaming = Streaming {
             engine,

@@ -32,9 +32,9 @@ pub trait Source {
     type Item;
     #[doc(hidden)]
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Self::Item>>;
-    /// How many there are, if that is known.
+    /// How many there are, at least and at most.
     #[doc(hidden)]
-    fn total(&self) -> Option<usize>;
+    fn size_hint(&self) -> (usize, Option<usize>);
 }
 
 /// An iterator as a [`Source`].
@@ -48,8 +48,8 @@ impl<I: Iterator> Source for IterSource<I> {
         Poll::Ready(self.0.next())
     }
 
-    fn total(&self) -> Option<usize> {
-        self.0.size_hint().1
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
     }
 }
 
@@ -64,8 +64,8 @@ impl<S: Stream> Source for StreamSource<S> {
         self.0.as_mut().poll_next(context)
     }
 
-    fn total(&self) -> Option<usize> {
-        self.0.size_hint().1
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
     }
 }
 
@@ -436,9 +436,8 @@ where
 
     /// Starts now, and gives a handle. The input is read to its end before this returns.
     ///
-    /// Nothing waits for room in a [bounded](crate::PoolBuilder::queue_capacity) queue: where it does not take all
-    /// chunks at once, the handle gives [`QueueFull`](crate::TaskErrorKind::QueueFull) and what was submitted is
-    /// cancelled.
+    /// Chunks for which a [bounded](crate::PoolBuilder::queue_capacity) queue has no room are kept, and submitted as
+    /// it gets some.
     ///
     /// Progress is not reported, for nobody polls.
     pub fn submit(self) -> AsyncResult<Vec<R>>
@@ -548,12 +547,13 @@ where
         } = map;
         let refused = options.check(row).err();
         let source = IterSource(input);
-        let total = source.total();
+        let (least, most) = source.size_hint();
+        let total = most.filter(|&most| most == least);
         let fixed = match options.chunk_size {
             None if shared.config.tasks_per_worker > 1 => Some(1),
             size => size,
         };
-        let size = ChunkSize::for_map(fixed.map(|size| size.max(1)), total, shared.config.workers);
+        let size = ChunkSize::for_map(fixed.map(|size| size.max(1)), most, shared.config.workers);
         let mut engine = Engine::new(shared, row, source, size, usize::MAX);
         if refused.is_some() {
             engine.stop_reading();

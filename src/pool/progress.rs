@@ -4,7 +4,7 @@
 ///
 /// Implemented for closures `FnMut(done, total)`, and with the feature `progress` for `indicatif::ProgressBar`.
 pub trait Progress: Send + 'static {
-    /// `done` elements have a result, of `total` at most, if the input's `size_hint` has an upper bound. Called with `done` 0 first, then
+    /// `done` elements have a result, of `total`, if the input says exactly how many it has. Called with `done` 0 first, then
     /// with growing numbers, by whoever polls the call.
     fn update(&mut self, done: u64, total: Option<u64>);
 }

@@ -111,6 +111,24 @@ impl<P> Worker<P> {
     }
 }
 
+/// The priorities of the tasks so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Priorities {
+    None,
+    Same(i32),
+    Different,
+}
+
+impl Priorities {
+    fn and(self, priority: i32) -> Self {
+        match self {
+            Self::None => Self::Same(priority),
+            Self::Same(same) if same == priority => self,
+            _ => Self::Different,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Queued<P> {
     id: u64,
@@ -182,6 +200,8 @@ impl<P> Queue<P> {
 pub(crate) struct State<P> {
     phase: Phase,
     next_id: u64,
+    /// Whether tasks have come with different priorities, so that a later one may have to go first.
+    priorities: Priorities,
     queue: Queue<P>,
     workers: Vec<Worker<P>>,
     lanes: usize,
@@ -205,6 +225,7 @@ impl<P: Clone> State<P> {
         Self {
             phase: Phase::Open,
             next_id: 1,
+            priorities: Priorities::None,
             queue: Queue {
                 levels: BTreeMap::new(),
                 len: 0,
@@ -285,6 +306,10 @@ impl<P: Clone> State<P> {
         let id = self.next_id;
         self.next_id += 1;
         self.queue.push(priority, Queued { id, bytes, payload });
+        self.priorities = self.priorities.and(priority);
+        if self.priorities == Priorities::Different && !self.has_idle_lane() {
+            self.recall_lower(priority);
+        }
         self.dispatch();
         Ok(id)
     }
@@ -493,6 +518,21 @@ impl<P: Clone> State<P> {
         if stuck.recalling && stuck.state == WorkerState::Ready && stuck.is_doomed() {
             stuck.state = WorkerState::Ending;
             self.actions.push_back(Action::Kill { worker });
+        }
+    }
+
+    /// Takes back what waits at workers and is of a lower priority than a task that waits here.
+    fn recall_lower(&mut self, priority: i32) {
+        for index in 0..self.workers.len() {
+            let worker = &self.workers[index];
+            let is_lower = worker
+                .in_flight
+                .iter()
+                .skip(self.lanes)
+                .any(|task| task.priority < priority);
+            if worker.state == WorkerState::Ready && is_lower {
+                self.recall(index);
+            }
         }
     }
 

@@ -20,11 +20,9 @@ use crate::process::handshake::{HandshakeError, HandshakeFailure, handshake};
 use crate::process::output::{OutputThread, Sink, Stream, own_stdout};
 use crate::process::spawn::{Spawned, spawn};
 use crate::shared::ledger::Ledger;
-use crate::wire::message::{Failure, InitFailure, Stdout, Welcome};
+use crate::wire::message::{Failure, InitFailure, Stdout, Welcome, message_limit};
 use crate::wire::transport::datagram_pair;
 
-/// What a message may be longer than the value in it.
-const MESSAGE_OVERHEAD: u64 = 4096;
 /// Starts that fail one after the other, while no worker runs, before the pool gives up.
 const START_ATTEMPTS: u32 = 5;
 /// The pause before the second start; it doubles from there.
@@ -216,7 +214,7 @@ async fn start(
     };
     let mut fds = vec![control_fd, ledger_fd];
     fds.extend(stdout_fd);
-    let limit = config.max_frame_size.saturating_add(MESSAGE_OVERHEAD);
+    let limit = message_limit(config.max_frame_size);
     let mut stop = shared.stop.subscribe();
     let greeted = tokio::select! {
         greeted = handshake(&connection, &welcome, fds, limit, config.start_timeout) => Some(greeted),

@@ -128,9 +128,12 @@ fn explain<T>(verb: &str, error: postcard::Error) -> String {
     }
 }
 
+/// What is kept of a panic's message, in bytes.
+const LONGEST_MESSAGE: usize = 256 * 1024;
+
 /// The text of a panic's payload.
 pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
-    let message = match payload.downcast_ref::<&'static str>() {
+    let mut message = match payload.downcast_ref::<&'static str>() {
         Some(text) => (*text).to_owned(),
         None => match payload.downcast_ref::<String>() {
             Some(text) => text.clone(),
@@ -138,7 +141,17 @@ pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
         },
     };
     drop_quietly(payload);
+    truncate(&mut message, LONGEST_MESSAGE);
     message
+}
+
+/// Cuts a text that is longer than `length` bytes.
+pub(crate) fn truncate(text: &mut String, length: usize) {
+    if text.len() > length {
+        let end = (0..=length).rev().find(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
+        text.push_str(" [cut]");
+    }
 }
 
 /// Drops a value whose `Drop` may panic.

@@ -14,6 +14,12 @@ pub(crate) const PROTOCOL: u32 = 1;
 /// The first bytes of a worker. What comes before it is somebody else's: a login banner, say.
 pub(crate) const MAGIC: [u8; 16] = *b"\0procession/1\r\n\0";
 
+/// The longest message where values are at most `max_frame_size` long: a value with what stands in front of it, or one
+/// of the library's own, a panic with its backtrace, say, whatever the limit for values is.
+pub(crate) fn message_limit(max_frame_size: u64) -> u64 {
+    max_frame_size.max(1 << 20).saturating_add(4096)
+}
+
 /// Message kinds. Their bodies are postcard unless the comment says otherwise.
 pub(crate) mod kind {
     /// Worker: [`Hello`](super::Hello).

@@ -17,14 +17,13 @@ use crate::task::entry::Run;
 use crate::task::table;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
-use crate::wire::message::{Failure, Hello, InitFailure, MAGIC, PROTOCOL, WELCOME_FDS, Welcome, kind};
+use crate::wire::message::{
+    Failure, Hello, InitFailure, MAGIC, PROTOCOL, WELCOME_FDS, Welcome, kind, message_limit,
+};
 use crate::wire::transport::{Outbox, Received, Receiver, send};
 
 /// How a worker ends that could not go on; the parent has been told why, or is gone.
 const EXIT_FAILED: i32 = 71;
-
-/// What a message may be longer than the value in it.
-const MESSAGE_OVERHEAD: u64 = 4096;
 
 /// Lives the life of a worker.
 #[expect(
@@ -70,7 +69,7 @@ fn work(depth: u32) -> io::Result<()> {
     };
     let set = IDENTITY.set(identity);
     debug_assert!(set.is_ok(), "a worker is set up once");
-    receiver.set_limit(welcome.max_frame_size.saturating_add(MESSAGE_OVERHEAD));
+    receiver.set_limit(message_limit(welcome.max_frame_size));
     let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver));
     let replies = Arc::new(Replies::new(connection, ledger));
     let aborts = Arc::new(serve::Aborts::default());

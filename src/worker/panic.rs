@@ -5,7 +5,10 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 
 use crate::error::RemotePanic;
-use crate::wire::codec::panic_message;
+use crate::wire::codec::{panic_message, truncate};
+
+/// What is kept of a backtrace, in bytes.
+const LONGEST_BACKTRACE: usize = 512 * 1024;
 
 thread_local! {
     /// Where the last panic on this thread began, for the payload alone does not say.
@@ -26,7 +29,11 @@ pub(super) fn install_hook() {
     let before = take_hook();
     set_hook(Box::new(move |info| {
         let backtrace = Backtrace::capture();
-        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| {
+            let mut text = backtrace.to_string();
+            truncate(&mut text, LONGEST_BACKTRACE);
+            text
+        });
         let place = info.location().map(|location| Place {
             file: location.file().to_owned(),
             line: location.line(),
