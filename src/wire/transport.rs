@@ -403,3 +403,6 @@ pub(crate) fn is_disconnect(error: &io::Error) -> bool {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
     )
 }
+
+#[cfg(test)]
+mod tests;
