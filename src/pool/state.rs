@@ -105,6 +105,11 @@ impl<P> Worker<P> {
         self.in_flight.len().saturating_sub(lanes)
     }
 
+    /// Whether it may be sent tasks now.
+    fn takes_tasks(&self) -> bool {
+        self.state == WorkerState::Ready && !self.recalling && !self.is_doomed()
+    }
+
     /// Whether a task that is cancelled stands in the way of new ones.
     fn is_doomed(&self) -> bool {
         self.in_flight.iter().any(|task| task.cancelled)
@@ -284,9 +289,9 @@ impl<P: Clone> State<P> {
     }
 
     fn has_idle_lane(&self) -> bool {
-        self.workers.iter().any(|worker| {
-            worker.state == WorkerState::Ready && !worker.is_doomed() && worker.in_flight.len() < self.lanes
-        })
+        self.workers
+            .iter()
+            .any(|worker| worker.takes_tasks() && worker.in_flight.len() < self.lanes)
     }
 
     /// Whether a task would be accepted.
@@ -578,7 +583,7 @@ impl<P: Clone> State<P> {
     fn pick(&self) -> Option<(usize, bool)> {
         let mut best: Option<(usize, usize)> = None;
         for (index, worker) in self.workers.iter().enumerate() {
-            if worker.state != WorkerState::Ready || worker.recalling || worker.is_doomed() {
+            if !worker.takes_tasks() {
                 continue;
             }
             let len = worker.in_flight.len();
