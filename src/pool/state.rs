@@ -639,3 +639,6 @@ impl<P: Clone> State<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
