@@ -173,6 +173,13 @@ impl Shared {
     pub(crate) fn cancel(&self, call: &Arc<Call>) {
         let mut core = self.lock();
         let cancelled = core.state.cancel(call.priority, call.id());
+        if let Cancelled::InFlight(_) = cancelled
+            && let Some(worker) = core.state.worker_of(call.id())
+            && let Some(link) = &core.links[worker]
+        {
+            // At once, so that a task which has not started never does; asking for it back takes its time.
+            link.ledger.revoke(call.id());
+        }
         self.act(core);
         match cancelled {
             Cancelled::Queued(call) | Cancelled::InFlight(call) => {

@@ -13,10 +13,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::in_flight::{InFlight, Sent};
-use crate::shared::ledger::Started;
+use crate::shared::ledger::{MOST_WAITING, Started};
 
 /// Unstarted tasks that a worker holds at most, so that the way there and back is hidden.
-const DEEPEST: usize = 64;
+const DEEPEST: usize = MOST_WAITING;
 /// How much work the tasks that wait at a worker should be.
 const WAITING_WORK: Duration = Duration::from_micros(200);
 /// Bytes that tasks at a busy worker may add up to before it is sent no more.
@@ -439,6 +439,13 @@ impl<P: Clone> State<P> {
             return Cancelled::InFlight(payload);
         }
         Cancelled::Unknown
+    }
+
+    /// The worker that a task was sent to and has not answered.
+    pub(crate) fn worker_of(&self, id: u64) -> Option<usize> {
+        self.workers
+            .iter()
+            .position(|worker| worker.in_flight.get(id).is_some())
     }
 
     /// Takes no more tasks; those that were accepted are done.

@@ -9,7 +9,9 @@
 //! word 0     stream position of the first data byte
 //! word 1     data bytes that are valid
 //! word 2     1 + the position in the data of a frame that is still growing, 0 if there is none
+//! word 3     how often the parent has revoked a task
 //! word 8 …   two words for each lane: the id of the task that runs there (0: none), the element it is at
+//! then       ids of the tasks that the parent revoked last
 //! data …     frames that are about to be sent
 //! ```
 
@@ -33,6 +35,7 @@ pub(crate) const DATA: usize = 64 * 1024;
 const BASE: usize = 0;
 const COMMITTED: usize = 1;
 const OPEN: usize = 2;
+const REVOCATIONS: usize = 3;
 const LANES: usize = 8;
 const WORD: usize = size_of::<u64>();
 
@@ -43,7 +46,10 @@ pub(crate) struct Started {
     pub(crate) element: u64,
 }
 
-/// One worker's ledger. The worker alone writes.
+/// Ids of revoked tasks that are kept, beside one for each lane: as many tasks can wait at a worker.
+pub(crate) const MOST_WAITING: usize = 64;
+
+/// One worker's ledger. The worker alone writes, but for revocations, which are the parent's.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     map: MmapRaw,
@@ -81,8 +87,17 @@ impl Ledger {
         Ok(Self { map, lanes })
     }
 
+    /// Words in front of the data.
+    fn words(lanes: usize) -> usize {
+        LANES + 2 * lanes + Self::revocable(lanes)
+    }
+
+    fn revocable(lanes: usize) -> usize {
+        MOST_WAITING + lanes
+    }
+
     fn data_offset(lanes: usize) -> usize {
-        (LANES + 2 * lanes) * WORD
+        Self::words(lanes) * WORD
     }
 
     fn size(lanes: usize) -> usize {
@@ -90,7 +105,7 @@ impl Ledger {
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < LANES + 2 * self.lanes, "a word of the ledger's head");
+        assert!(index < Self::words(self.lanes), "a word of the ledger's head");
         let words = self.map.as_mut_ptr().cast::<u64>();
         // SAFETY: the index is within the head, which is within the mapping.
         let word = unsafe { words.add(index) };
@@ -118,6 +133,27 @@ impl Ledger {
     /// Worker: nothing runs in `lane`.
     pub(crate) fn finish(&self, lane: usize) {
         self.word(LANES + 2 * lane).store(0, Ordering::Release);
+    }
+
+    /// Parent: the task `id` must not start any more. If it has, this changes nothing.
+    pub(crate) fn revoke(&self, id: u64) {
+        let count = self.word(REVOCATIONS).load(Ordering::Relaxed);
+        // What is overwritten has left the worker, for it never holds as many tasks as there are places.
+        let place = count as usize % Self::revocable(self.lanes);
+        self.word(LANES + 2 * self.lanes + place)
+            .store(id, Ordering::Relaxed);
+        // Pairs with the load in `is_revoked`: who sees the count sees the id. In total order, so that it is out of
+        // this processor's store buffer when whoever cancels is told so.
+        self.word(REVOCATIONS)
+            .store(count.wrapping_add(1), Ordering::SeqCst);
+    }
+
+    /// Worker: whether the task `id` must not start.
+    pub(crate) fn is_revoked(&self, id: u64) -> bool {
+        let first = LANES + 2 * self.lanes;
+        self.word(REVOCATIONS).load(Ordering::SeqCst) > 0
+            && (first..first + Self::revocable(self.lanes))
+                .any(|index| self.word(index).load(Ordering::Relaxed) == id)
     }
 
     /// Parent: the tasks that had started. Some may be finished; then their replies have come, or are in `unsent`.
@@ -210,6 +246,20 @@ mod tests {
         worker.finish(1);
         assert_eq!(parent.started(), []);
         assert!(Ledger::open(fd.as_fd(), 1).is_err());
+    }
+
+    #[test]
+    fn what_is_revoked_stays_so_until_its_place_is_needed() {
+        let (parent, fd) = Ledger::create(2).unwrap();
+        let worker = Ledger::open(fd.as_fd(), 2).unwrap();
+        assert!(!worker.is_revoked(7));
+        parent.revoke(7);
+        assert!(worker.is_revoked(7) && !worker.is_revoked(8));
+        (100..100 + MOST_WAITING as u64 + 1).for_each(|id| parent.revoke(id));
+        assert!(worker.is_revoked(7));
+        parent.revoke(8);
+        assert!(worker.is_revoked(8) && !worker.is_revoked(7));
+        assert_eq!((worker.started(), worker.unsent(0)), (vec![], vec![]));
     }
 
     #[test]

@@ -53,10 +53,11 @@ fn work(depth: u32) -> io::Result<()> {
         return Err(invalid("the parent did not say welcome"));
     }
     let stdout = fds.drain(WELCOME_FDS..).next_back();
-    let (Some(ledger), Some(control)) = (fds.pop(), fds.pop()) else {
+    let (Some(memory), Some(control)) = (fds.pop(), fds.pop()) else {
         return Err(invalid("the welcome lacks its descriptors"));
     };
-    let ledger = Ledger::open(ledger.as_fd(), welcome.tasks_per_worker)?;
+    let ledger = Ledger::open(memory.as_fd(), welcome.tasks_per_worker)?;
+    drop(memory);
     ledger.advance(greeted);
     stdio::redirect_stdout(welcome.stdout, stdout)?;
     set_name(welcome.worker);

@@ -33,6 +33,8 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) enum Next {
     Task(Message),
+    /// A task that was cancelled before it started.
+    Revoked(u64),
     /// Nothing has come.
     Empty,
     /// The parent wants the worker to end.
@@ -59,6 +61,9 @@ impl Inbox {
         let mut waiting = self.lock();
         loop {
             if let Some(task) = waiting.tasks.pop_front() {
+                if ledger.is_revoked(task.id) {
+                    return Ok(Next::Revoked(task.id));
+                }
                 // Under the lock: a recall must see a task either here or started, never in between.
                 ledger.start(lane, task.id);
                 return Ok(Next::Task(task));

@@ -52,6 +52,8 @@ pub(super) fn install_hook() {
 
 /// Runs a task's code.
 pub(super) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, RemotePanic> {
+    // An earlier panic, which the task's own code caught, is not the one that is caught here.
+    LAST.take();
     catch_unwind(AssertUnwindSafe(run)).map_err(describe)
 }
 

@@ -87,6 +87,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits) -> io::Result<()>
                 replies.send(reply, id)?;
                 replies.ledger().finish(0);
             }
+            Next::Revoked(id) => replies.send(failure_reply(&Failure::Cancelled), id)?,
             Next::Empty => inbox.wait()?,
             Next::Shutdown => return Ok(()),
             Next::End => die(),
@@ -125,6 +126,7 @@ fn serve_many(
                     Poll::Ready(guard) => guard?.clear_ready(),
                     Poll::Pending => break,
                 },
+                Next::Revoked(id) => replies.send(failure_reply(&Failure::Cancelled), id)?,
                 Next::Shutdown => shutdown = true,
                 Next::End => die(),
             }
@@ -160,7 +162,11 @@ async fn run_lane(
         Err((_, reply)) => return (lane, id, Ok(reply)),
     };
     let (handle, registration) = AbortHandle::new_pair();
-    aborts.lock().insert(id, handle);
+    aborts.lock().insert(id, handle.clone());
+    // The word to stop it may have come before there was anything to stop.
+    if replies.ledger().is_revoked(id) {
+        handle.abort();
+    }
     let reply = match Abortable::new(run(task, limits, replies, lane), registration).await {
         Ok(reply) => reply,
         Err(_) => Ok(failure_reply(&Failure::Cancelled)),

@@ -1,16 +1,19 @@
 //! `async fn` tasks, several at a time in one worker.
 
 use std::collections::HashSet;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::stream::TryStreamExt;
-use procession::{Output, Pool};
+use procession::{Fd, Output, Pool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Barrier;
 
 use crate::fuse::within;
+use crate::gate::gate;
 use crate::scene::{exists, gone, pids};
 
 async fn pool(workers: usize, tasks: usize) -> Pool {
@@ -144,6 +147,13 @@ async fn a_panic_fails_only_its_own_task() {
     assert_eq!(pids(&pool), before);
 }
 
+/// Says that it runs, and does.
+async fn enter_and_stay(gate: Fd) {
+    let mut gate = UnixStream::from(gate.into_inner());
+    gate.write_all(&std::process::id().to_le_bytes()).unwrap();
+    std::future::pending().await
+}
+
 async fn forever(_: u32) {
     std::future::pending().await
 }
@@ -183,8 +193,9 @@ async fn lanes_of_aborted_tasks_are_free_again() {
 async fn aborting_the_only_one_of_a_worker_works_too() {
     let pool = pool(1, 1).await;
     let worker = pids(&pool)[0];
-    let doomed = pool.asynchronous().apply_async(forever, 0);
-    crate::fuse::eventually("it runs", || pool.stats().in_flight == 1);
+    let (mut gate, argument) = gate();
+    let doomed = pool.asynchronous().apply_async(enter_and_stay, argument);
+    gate.entered();
     doomed.abort();
     assert!(within(doomed).await.unwrap_err().is_cancelled());
     assert_eq!(within(pool.asynchronous().apply(double, 1)).await.unwrap(), 2);

@@ -3,6 +3,14 @@
 //! A constructor makes workers of this binary before its `main`, so that no test has a line for it: what the feature
 //! `auto-init` does for others. Turned on here, it would hold for the examples too, which show the life without it.
 
+#![expect(
+    clippy::exit,
+    clippy::expect_used,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used,
+    reason = "a test that meets the unexpected has failed; tasks misbehave on purpose"
+)]
+
 mod fuse;
 mod gate;
 mod scene;

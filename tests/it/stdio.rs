@@ -162,11 +162,11 @@ async fn ten_megabytes_of_output_hold_nothing_up() {
     pool.close();
     within(pool.join()).await.unwrap();
     crate::fuse::eventually("all lines have come", || {
-        counted.load(std::sync::atomic::Ordering::Relaxed) >= 2 * 2 * 10 << 20
+        counted.load(std::sync::atomic::Ordering::Relaxed) >= (2 * 2 * 10) << 20
     });
     assert_eq!(
         counted.load(std::sync::atomic::Ordering::Relaxed),
-        2 * 2 * 10 << 20
+        (2 * 2 * 10) << 20
     );
 }
 
