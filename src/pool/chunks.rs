@@ -34,7 +34,7 @@ pub(crate) struct Packer {
 /// A frame that is ready, and how many elements it carries.
 #[derive(Debug)]
 pub(crate) struct Packed {
-    pub(crate) call: Call,
+    pub(crate) call: Arc<Call>,
     pub(crate) count: usize,
 }
 
@@ -67,6 +67,7 @@ impl Packer {
         if !fds.is_empty() {
             self.bytes.truncate(start);
             let call = single(self.row, argument, limit, 0)?;
+            let call = Arc::new(call);
             return Ok([self.take(), Some(Packed { call, count: 1 })]);
         }
         let most = CHUNK_BYTES.min(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -103,7 +104,7 @@ impl Packer {
         let count = std::mem::take(&mut self.count) as usize;
         let outgoing = Outgoing::new(kind::CHUNK, bytes, Vec::new());
         Some(Packed {
-            call: Call::new(outgoing, self.row, 0),
+            call: Arc::new(Call::new(outgoing, self.row, 0)),
             count,
         })
     }
@@ -268,7 +269,7 @@ impl Gather {
     /// Submits all chunks of a call.
     pub(crate) fn submit(shared: &Arc<Shared>, whole: &Arc<Call>, packed: Vec<Packed>) -> Arc<Self> {
         let counts = packed.iter().map(|packed| packed.count).collect();
-        let chunks: Vec<Arc<Call>> = packed.into_iter().map(|packed| Arc::new(packed.call)).collect();
+        let chunks: Vec<Arc<Call>> = packed.into_iter().map(|packed| packed.call).collect();
         let gather = Arc::new(Self {
             shared: Arc::downgrade(shared),
             whole: Arc::clone(whole),

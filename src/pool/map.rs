@@ -218,7 +218,7 @@ where
         let size = self.size.next();
         let packed = if size == 1 && self.packer.count() == 0 {
             single(self.row, element, self.shared.config.max_frame_size, 0)
-                .map(|call| [None, Some(Packed { call, count: 1 })])
+                .map(|call| [None, Some(Packed { call: Arc::new(call), count: 1 })])
         } else {
             self.packer.push(element)
         };
@@ -248,7 +248,7 @@ where
         self.next_index += 1;
         self.submit(Running {
             shared: Arc::clone(&self.shared),
-            call: Arc::new(call),
+            call,
             index,
             count,
             ended: false,
@@ -487,7 +487,7 @@ where
     for element in elements {
         if size == 1 {
             packed.push(Packed {
-                call: single(row, &element, limit, 0)?,
+                call: Arc::new(single(row, &element, limit, 0)?),
                 count: 1,
             });
             continue;
