@@ -58,7 +58,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => Just(Event::Close),
         1 => Just(Event::Terminate),
     ];
-    vec(event, 0..400)
+    prop_oneof![3 => vec(event.clone(), 0..60), 1 => vec(event, 0..400)]
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,10 +140,12 @@ struct World {
     phase: Phase,
     tasks: BTreeMap<u64, Task>,
     peers: Vec<Peer>,
+    /// How often, in the end, what workers are told may overtake the tasks on their way.
+    overtaking: usize,
 }
 
 impl World {
-    fn new(workers: usize, lanes: usize, capacity: Option<usize>) -> Self {
+    fn new(workers: usize, lanes: usize, capacity: Option<usize>, overtaking: usize) -> Self {
         Self {
             state: State::new(workers, lanes, capacity),
             lanes,
@@ -151,6 +153,7 @@ impl World {
             phase: Phase::Open,
             tasks: BTreeMap::new(),
             peers: (0..workers).map(|_| Peer::new()).collect(),
+            overtaking,
         }
     }
 
@@ -198,8 +201,11 @@ impl World {
         match event {
             Event::Submit { priority, bytes } => self.submit(priority, bytes),
             Event::Cancel(index) => {
-                if !self.tasks.is_empty() {
-                    self.cancel(1 + (index % self.tasks.len()) as u64);
+                // Now and then one that has ended; mostly one that somebody may still want.
+                let alive = |(_, task): &(&u64, &Task)| index % 8 == 0 || task.place != Place::Ended;
+                let ids: Vec<u64> = self.tasks.iter().filter(alive).map(|(&id, _)| id).collect();
+                if !ids.is_empty() {
+                    self.cancel(ids[index / 8 % ids.len()]);
                 }
             }
             Event::Start(worker) => self.start(worker % workers),
@@ -618,8 +624,13 @@ impl World {
                     rest: false,
                 }
             }
-            _ if !peer.on_the_way.is_empty() => Event::Arrive(worker),
-            _ if !peer.told.is_empty() => Event::Hear(worker),
+            _ if !peer.on_the_way.is_empty() && (self.overtaking == 0 || peer.told.is_empty()) => {
+                Event::Arrive(worker)
+            }
+            _ if !peer.told.is_empty() => {
+                self.overtaking = self.overtaking.saturating_sub(1);
+                Event::Hear(worker)
+            }
             _ if free && !peer.arrived.is_empty() => Event::Begin(worker),
             _ => match finished {
                 Some(task) => Event::Finish(worker, task, 50),
@@ -640,8 +651,9 @@ proptest! {
         lanes in 1..4_usize,
         capacity in prop_oneof![Just(None), (0..12_usize).prop_map(Some)],
         events in events(),
+        overtaking in 0..6_usize,
     ) {
-        let mut world = World::new(workers, lanes, capacity);
+        let mut world = World::new(workers, lanes, capacity, overtaking);
         for event in events {
             world.handle(event);
         }
