@@ -226,7 +226,13 @@ impl Shared {
                     }
                     continue;
                 }
-                Action::Recall { worker } => (worker, Action::Recall { worker }),
+                Action::Recall { worker } => {
+                    if let Some(link) = &core.links[worker] {
+                        // At once, so that nothing more starts there; a busy worker hears of it by the message.
+                        link.ledger.recall();
+                    }
+                    (worker, Action::Recall { worker })
+                }
                 Action::Abort { worker, id } => (worker, Action::Abort { worker, id }),
                 Action::Kill { worker } => (worker, Action::Kill { worker }),
             };

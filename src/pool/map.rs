@@ -217,8 +217,15 @@ where
         self.outstanding += 1;
         let size = self.size.next();
         let packed = if size == 1 && self.packer.count() == 0 {
-            single(self.row, element, self.shared.config.max_frame_size, 0)
-                .map(|call| [None, Some(Packed { call: Arc::new(call), count: 1 })])
+            single(self.row, element, self.shared.config.max_frame_size, 0).map(|call| {
+                [
+                    None,
+                    Some(Packed {
+                        call: Arc::new(call),
+                        count: 1,
+                    }),
+                ]
+            })
         } else {
             self.packer.push(element)
         };

@@ -10,6 +10,7 @@
 //! word 1     data bytes that are valid
 //! word 2     1 + the position in the data of a frame that is still growing, 0 if there is none
 //! word 3     how often the parent has revoked a task
+//! word 4     how often the parent has asked for the tasks that have not started
 //! word 8 …   two words for each lane: the id of the task that runs there (0: none), the element it is at
 //! then       ids of the tasks that the parent revoked last
 //! data …     frames that are about to be sent
@@ -36,6 +37,7 @@ const BASE: usize = 0;
 const COMMITTED: usize = 1;
 const OPEN: usize = 2;
 const REVOCATIONS: usize = 3;
+const RECALLS: usize = 4;
 const LANES: usize = 8;
 const WORD: usize = size_of::<u64>();
 
@@ -49,7 +51,7 @@ pub(crate) struct Started {
 /// Ids of revoked tasks that are kept, beside one for each lane: as many tasks can wait at a worker.
 pub(crate) const MOST_WAITING: usize = 64;
 
-/// One worker's ledger. The worker alone writes, but for revocations, which are the parent's.
+/// One worker's ledger. The worker alone writes, but for recalls and revocations, which are the parent's.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     map: MmapRaw,
@@ -133,6 +135,16 @@ impl Ledger {
     /// Worker: nothing runs in `lane`.
     pub(crate) fn finish(&self, lane: usize) {
         self.word(LANES + 2 * lane).store(0, Ordering::Release);
+    }
+
+    /// Parent: what has not started is wanted back, and nothing must start before it is given.
+    pub(crate) fn recall(&self) {
+        self.word(RECALLS).fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Worker: how often it was asked for what has not started.
+    pub(crate) fn recalls(&self) -> u64 {
+        self.word(RECALLS).load(Ordering::SeqCst)
     }
 
     /// Parent: the task `id` must not start any more. If it has, this changes nothing.

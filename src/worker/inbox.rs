@@ -27,12 +27,16 @@ struct Waiting {
     receiver: Receiver,
     tasks: VecDeque<Message>,
     shutdown: bool,
+    /// Recalls that have been answered.
+    recalls: u64,
 }
 
 /// What [`Inbox::try_next`] found.
 #[derive(Debug)]
 pub(super) enum Next {
     Task(Message),
+    /// The parent wants back what has not started.
+    Recall,
     /// A task that was cancelled before it started.
     Revoked(u64),
     /// Nothing has come.
@@ -49,6 +53,7 @@ impl Inbox {
             receiver,
             tasks: VecDeque::new(),
             shutdown: false,
+            recalls: 0,
         };
         Self {
             connection,
@@ -59,6 +64,9 @@ impl Inbox {
     /// The next task, which counts as started in `lane` from here on.
     pub(super) fn try_next(&self, ledger: &Ledger, lane: usize) -> io::Result<Next> {
         let mut waiting = self.lock();
+        if ledger.recalls() != waiting.recalls {
+            return Ok(Next::Recall);
+        }
         loop {
             if let Some(task) = waiting.tasks.pop_front() {
                 if ledger.is_revoked(task.id) {
@@ -88,11 +96,17 @@ impl Inbox {
         }
     }
 
-    /// Takes back every task that has come and not started, and says which they were.
-    pub(super) fn recall(&self) -> io::Result<Vec<u64>> {
+    /// Takes back every task that has come and not started, and says which they were. `None` where that has been
+    /// done since the parent asked.
+    pub(super) fn recall(&self, ledger: &Ledger) -> io::Result<Option<Vec<u64>>> {
         let mut waiting = self.lock();
+        let recalls = ledger.recalls();
+        if recalls == waiting.recalls {
+            return Ok(None);
+        }
+        waiting.recalls = recalls;
         while let Received::Bytes { .. } = waiting.receive(self.connection.as_fd())? {}
-        Ok(waiting.tasks.drain(..).map(|task| task.id).collect())
+        Ok(Some(waiting.tasks.drain(..).map(|task| task.id).collect()))
     }
 
     pub(super) fn connection(&self) -> BorrowedFd<'_> {

@@ -22,7 +22,8 @@ use super::inbox::{Inbox, Next};
 use super::reply::Replies;
 use crate::shared::watched::watch;
 use crate::task::entry::Run;
-use crate::wire::frame::Message;
+use crate::wire::codec::message_bytes;
+use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Failure, kind};
 
 /// Async tasks that run, so that the watcher can stop them.
@@ -87,6 +88,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits) -> io::Result<()>
                 replies.send(reply, id)?;
                 replies.ledger().finish(0);
             }
+            Next::Recall => give_back(inbox, replies)?,
             Next::Revoked(id) => replies.send(failure_reply(&Failure::Cancelled), id)?,
             Next::Empty => inbox.wait()?,
             Next::Shutdown => return Ok(()),
@@ -126,6 +128,7 @@ fn serve_many(
                     Poll::Ready(guard) => guard?.clear_ready(),
                     Poll::Pending => break,
                 },
+                Next::Recall => give_back(inbox, replies)?,
                 Next::Revoked(id) => replies.send(failure_reply(&Failure::Cancelled), id)?,
                 Next::Shutdown => shutdown = true,
                 Next::End => die(),
@@ -180,6 +183,16 @@ async fn run(task: Prepared, limits: Limits, replies: &Replies, lane: usize) -> 
     } else {
         Ok(run_single(task, limits).await)
     }
+}
+
+/// Gives the parent back what has not started, if it wants that and has not been given it.
+pub(super) fn give_back(inbox: &Inbox, replies: &Replies) -> io::Result<()> {
+    let Some(ids) = inbox.recall(replies.ledger())? else {
+        return Ok(());
+    };
+    let mut bytes = Outgoing::buffer(16);
+    message_bytes(&ids, &mut bytes);
+    replies.send(Outgoing::new(kind::RECALLED, bytes, Vec::new()), 0)
 }
 
 /// What a task printed must not wait for the end of a line.

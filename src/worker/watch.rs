@@ -12,10 +12,9 @@ use rustix::net::{RecvFlags, recv};
 use super::enter::die;
 use super::inbox::Inbox;
 use super::reply::Replies;
-use super::serve::Aborts;
-use crate::wire::codec::{self, message_bytes};
-use crate::wire::frame::Outgoing;
-use crate::wire::message::{Control, kind};
+use super::serve::{Aborts, give_back};
+use crate::wire::codec;
+use crate::wire::message::Control;
 
 const STACK: usize = 256 * 1024;
 
@@ -65,12 +64,7 @@ fn watch(inbox: &Inbox, replies: &Replies, control: &OwnedFd, aborts: &Aborts) -
             Err(error) => return Err(error.into()),
         };
         match codec::decode(&buffer[..length]) {
-            Ok(Control::Recall) => {
-                let ids = inbox.recall()?;
-                let mut bytes = Outgoing::buffer(16);
-                message_bytes(&ids, &mut bytes);
-                replies.send(Outgoing::new(kind::RECALLED, bytes, Vec::new()), 0)?;
-            }
+            Ok(Control::Recall) => give_back(inbox, replies)?,
             Ok(Control::Abort(id)) => aborts.abort(id),
             Err(message) => return Err(io::Error::new(io::ErrorKind::InvalidData, message)),
         }
