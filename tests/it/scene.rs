@@ -139,25 +139,27 @@ pub(crate) fn program(name: &str) -> PathBuf {
 }
 
 /// Runs `body` in a process where nothing else runs, for what is counted per process: `name` is the test's full
-/// name. The test runs itself again with a filter, and the second time this calls `body`.
-pub(crate) fn alone(name: &str, body: impl FnOnce()) {
+/// name. The test runs itself again with a filter, and the second time this calls `body`. The first time it gives what
+/// the second printed to its standard output and standard error.
+pub(crate) fn alone(name: &str, body: impl FnOnce()) -> Option<(String, String)> {
     const ALONE: &str = "PROCESSION_TEST_ALONE";
     if std::env::var(ALONE).is_ok_and(|alone| alone == name) {
         body();
-        return;
+        return None;
     }
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(ALONE, name)
         .output()
         .unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         output.status.success() && stdout.contains("1 passed"),
         "{}\n{stdout}\n{stderr}",
         output.status
     );
+    Some((stdout, stderr))
 }
 
 /// A runtime like that of `#[tokio::main]`.

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, channel};
 use procession::{Output, Pool};
 
 use crate::fuse::{receive, within};
-use crate::scene::{pid, pids, pool, same};
+use crate::scene::{alone, pid, pids, pool, runtime, same};
 
 /// A pool of one worker whose lines come through two channels.
 async fn listening() -> (Pool, Receiver<String>, Receiver<String>) {
@@ -208,31 +208,20 @@ async fn a_grandchild_that_keeps_the_streams_open_holds_nothing_up() {
 
 #[test]
 fn inherited_output_goes_to_the_parents_own() {
-    let name = "stdio::prints_for_its_caller";
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--ignored"])
-        .output()
-        .unwrap();
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(output.status.success(), "{stdout}\n{stderr}");
+    let printed = alone("stdio::inherited_output_goes_to_the_parents_own", || {
+        runtime().block_on(async {
+            let pool = within(Pool::builder().workers(1).build()).await.unwrap();
+            let print = |_: ()| {
+                println!("a task's stdout");
+                eprintln!("a task's stderr");
+            };
+            within(pool.apply(print, ())).await.unwrap();
+            pool.close();
+            within(pool.join()).await.unwrap();
+        });
+    });
+    let Some((stdout, stderr)) = printed else { return };
     assert_eq!(stdout.matches("a task's stdout").count(), 1, "{stdout}");
     assert_eq!(stderr.matches("a task's stderr").count(), 1, "{stderr}");
     assert!(!stdout.contains("a task's stderr"));
-}
-
-#[tokio::test]
-#[ignore = "run by inherited_output_goes_to_the_parents_own"]
-async fn prints_for_its_caller() {
-    let pool = within(Pool::builder().workers(1).build()).await.unwrap();
-    let print = |_: ()| {
-        println!("a task's stdout");
-        eprintln!("a task's stderr");
-    };
-    within(pool.apply(print, ())).await.unwrap();
-    pool.close();
-    within(pool.join()).await.unwrap();
-    assert!(!pool.is_open());
 }
