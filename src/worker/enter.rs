@@ -154,21 +154,15 @@ fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
 
 /// Gives the process a name of its own: executed through `/proc/self/exe`, it would be called `exe`.
 fn set_name(worker: usize) {
-    let program = std::env::args_os().next().unwrap_or_default();
-    let program = std::path::Path::new(&program)
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy();
+    let shown = std::env::args_os().next().unwrap_or_default();
+    let shown = shown.to_string_lossy();
+    // The parent put the worker's own name behind the program's.
+    let (program, _) = shown.split_once(": ").unwrap_or((&shown, ""));
+    let program = program.rsplit('/').next().unwrap_or_default();
     let number = format!("/{worker}");
     // The kernel keeps 15 bytes.
     let mut name = String::new();
-    for character in program
-        .split(' ')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .filter(|&c| c != '\0')
-    {
+    for character in program.chars().filter(|&c| c != '\0') {
         if name.len() + character.len_utf8() + number.len() > 15 {
             break;
         }
