@@ -3,7 +3,7 @@
 //! They begin as the connection. The connection moves to a private descriptor before anything else runs, so that no
 //! `println!`, C library or grandchild can write into a frame or read one.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
@@ -17,6 +17,9 @@ const PRIVATE: i32 = 10;
 
 /// Takes the connection from standard input and output. Until [`redirect_stdout`], output goes to standard error.
 pub(super) fn take_connection() -> io::Result<OwnedFd> {
+    // What the program printed before it came here goes ahead of the handshake, where nobody minds it. The rest of an
+    // unfinished line would otherwise come out among what tasks print.
+    io::stdout().flush().ok();
     let connection = fcntl_dupfd_cloexec(io::stdin().as_fd(), PRIVATE)?;
     dup2_stdin(null()?)?;
     if dup2_stdout(io::stderr()).is_err() {
