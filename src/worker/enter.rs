@@ -25,6 +25,9 @@ use crate::wire::transport::{Outbox, Received, Receiver, send};
 /// How a worker ends that could not go on; the parent has been told why, or is gone.
 const EXIT_FAILED: i32 = 71;
 
+/// What is kept of an initializer's error, in bytes.
+const LONGEST_ERROR: usize = 256 * 1024;
+
 /// Lives the life of a worker.
 #[expect(
     clippy::exit,
@@ -149,7 +152,10 @@ fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
         Ok(Err(failure)) => return Err(InitFailure::Task(failure)),
         Err(panic) => return Err(InitFailure::Task(Failure::Panicked(panic))),
     };
-    outcome.map_err(InitFailure::Failed)
+    outcome.map_err(|mut message| {
+        codec::truncate(&mut message, LONGEST_ERROR);
+        InitFailure::Failed(message)
+    })
 }
 
 /// Gives the process a name of its own: executed through `/proc/self/exe`, it would be called `exe`.

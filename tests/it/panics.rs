@@ -204,6 +204,19 @@ async fn a_panic_that_the_task_catches_is_no_failure() {
 }
 
 #[tokio::test]
+async fn the_place_of_a_panic_that_was_caught_is_not_taken_for_another() {
+    let pool = pool(1).await;
+    let resume = |_: ()| -> () {
+        std::panic::catch_unwind(|| panic!("caught")).unwrap_err();
+    };
+    within(pool.apply(resume, ())).await.unwrap();
+    let resume = |_: ()| -> () { std::panic::resume_unwind(Box::new("without a place")) };
+    let error = within(pool.apply(resume, ())).await.unwrap_err();
+    assert_eq!(error.panic().unwrap().message, "without a place");
+    assert_eq!(error.panic().unwrap().line, 0, "{error}");
+}
+
+#[tokio::test]
 async fn a_task_that_takes_the_panic_hook_fails_like_any_other() {
     let pool = pool(1).await;
     within(pool.apply(|_: ()| std::panic::set_hook(Box::new(|_| {})), ()))

@@ -157,6 +157,13 @@ async fn an_initializer_that_fails_is_an_error_that_says_how() {
     assert_eq!((message.as_str(), panic), ("no licence", None));
     assert!(text.contains("no licence"), "{text}");
 
+    // However long it is.
+    let error = refused(quiet(1).initializer(fail, "no".repeat(2 << 20))).await;
+    let BuildError::Initializer { message, .. } = &error else {
+        panic!("{error:?}")
+    };
+    assert!(message.starts_with("nono") && message.ends_with("[cut]"));
+
     let line = line!() + 1;
     let error = refused(quiet(2).initializer(|n: u32| assert_eq!(n, 1, "not one"), 2)).await;
     let text = error.to_string();
