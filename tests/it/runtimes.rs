@@ -147,8 +147,9 @@ fn a_runtime_that_is_shut_down_ends_its_pool_at_once_with_an_error_that_says_so(
             let worker = gate.entered();
             let queued: Vec<_> = (0..10).map(|_| pool.apply_async(pid, ())).collect();
             let (sender, received) = std::sync::mpsc::channel();
+            let (_closed, argument) = crate::gate::gate();
             let stuck = pool
-                .apply_async(wait_at, crate::gate::gate().1)
+                .apply_async(wait_at, argument)
                 .error_callback(move |error| sender.send(error.kind()).unwrap());
             if by_drop {
                 drop(runtime);
