@@ -142,8 +142,9 @@ fn encode_error(row: u32, error: EncodeError) -> TaskError {
 /// The result of a single task.
 pub(crate) fn decode_single<R: DeserializeOwned>(call: &Call, mut reply: Reply) -> Result<R, TaskError> {
     let fds = std::mem::take(&mut reply.fds);
-    wire::attachments::provide(fds, || codec::decode(reply.body()))
-        .map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))
+    let decoded = wire::attachments::provide(fds, || codec::decode(reply.body()));
+    wire::buffers::give(reply.bytes);
+    decoded.map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))
 }
 
 /// The results of a chunk's elements, in order.

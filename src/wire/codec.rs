@@ -8,6 +8,7 @@ use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::buffers;
 use super::depth::{Bounded, DEEPEST, Depth};
 
 /// Why a value could not be encoded.
@@ -45,6 +46,7 @@ impl Flavor for Limited<'_> {
         if self.limit - self.bytes.len() < bytes.len() {
             return Err(postcard::Error::SerializeBufferFull);
         }
+        buffers::reserve(self.bytes, bytes.len());
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }

@@ -16,6 +16,8 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use super::buffers;
+
 /// Bytes in front of every frame's body.
 pub(crate) const HEADER: usize = 16;
 /// The most body bytes that one frame carries.
@@ -93,6 +95,12 @@ pub(crate) struct Outgoing {
     kind: u8,
     bytes: Vec<u8>,
     fds: Vec<OwnedFd>,
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl Outgoing {
@@ -339,7 +347,7 @@ impl Decoder {
             Some(partial) => partial,
             None if first => Partial {
                 total: None,
-                body: Vec::new(),
+                body: buffers::take(length),
                 fds: Vec::new(),
             },
             None if more => return Err(FrameError::Orphan { id }),
@@ -352,7 +360,7 @@ impl Decoder {
                 }
                 Partial {
                     total: Some(length as u64),
-                    body: Vec::with_capacity(length),
+                    body: buffers::take(length),
                     fds: Vec::new(),
                 }
             }

@@ -22,7 +22,7 @@ const COALESCE: usize = 4 * 1024;
 /// What a buffer of coalesced frames grows to before the next one is begun.
 const BATCH: usize = 64 * 1024;
 /// Frames of a large message that one `sendmsg` takes at most.
-const FRAMES_AT_ONCE: usize = 4;
+const FRAMES_AT_ONCE: usize = 8;
 /// What a socket's send buffer is asked to hold; the kernel may grant less.
 const SOCKET_BUFFER: usize = 1024 * 1024;
 

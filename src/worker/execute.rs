@@ -10,6 +10,7 @@ use super::reply::Replies;
 use crate::task::entry::{AsyncTask, Entry, Run};
 use crate::task::table;
 use crate::wire::attachments;
+use crate::wire::buffers;
 use crate::wire::codec::{message_bytes, push_record, take_record, take_u32};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Failure, kind};
@@ -83,6 +84,7 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
         }
         Run::Never => (Err(Failure::UnknownTask(0)), Vec::new()),
     };
+    buffers::give(task.message.body);
     match result {
         Ok(()) => value_reply(bytes, began, fds),
         Err(failure) => failure_reply(&failure),

@@ -1,0 +1,94 @@
+//! Large buffers, kept for the next message.
+//!
+//! An allocator gives large memory back to the system as soon as it is freed, and the next message of a mebibyte then
+//! pays for fresh pages what its bytes cost several times over. Each thread keeps a few buffers instead, of a bounded
+//! size.
+
+use std::cell::RefCell;
+
+/// Smaller buffers are the allocator's business.
+const SMALLEST: usize = 64 * 1024;
+/// Larger buffers are given back: what is kept must not be much beside what a process has anyway.
+const LARGEST: usize = 4 << 20;
+/// Buffers that a thread keeps.
+const MOST: usize = 2;
+
+thread_local! {
+    static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Makes room for `more` bytes behind what `buffer` holds.
+pub(crate) fn reserve(buffer: &mut Vec<u8>, more: usize) {
+    let needed = buffer.len() + more;
+    if needed <= buffer.capacity() || needed < SMALLEST {
+        return;
+    }
+    let mut larger = take(needed);
+    larger.extend_from_slice(buffer);
+    give(std::mem::replace(buffer, larger));
+}
+
+/// An empty buffer with room for `capacity` bytes, or for as many as one that was kept has, if that is enough to begin
+/// with.
+pub(crate) fn take(capacity: usize) -> Vec<u8> {
+    if capacity >= SMALLEST
+        && let Ok(Some(buffer)) = KEPT.try_with(|kept| {
+            let mut kept = kept.try_borrow_mut().ok()?;
+            let index = kept.iter().position(|buffer| buffer.capacity() >= capacity)?;
+            Some(kept.swap_remove(index))
+        })
+    {
+        return buffer;
+    }
+    Vec::with_capacity(capacity)
+}
+
+/// Keeps a buffer that is not needed any more, if it is worth it.
+pub(crate) fn give(mut buffer: Vec<u8>) {
+    if !(SMALLEST..=LARGEST).contains(&buffer.capacity()) {
+        return;
+    }
+    buffer.clear();
+    // A thread that ends keeps nothing.
+    let given = KEPT.try_with(|kept| {
+        let Ok(mut kept) = kept.try_borrow_mut() else {
+            return;
+        };
+        if kept.len() < MOST {
+            kept.push(buffer);
+        } else if let Some(smallest) = kept.iter_mut().min_by_key(|kept| kept.capacity())
+            && smallest.capacity() < buffer.capacity()
+        {
+            *smallest = buffer;
+        }
+    });
+    given.ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_buffers_come_back_and_others_do_not() {
+        give(Vec::with_capacity(SMALLEST - 1));
+        give(Vec::with_capacity(LARGEST + 1));
+        assert_eq!(KEPT.with_borrow(Vec::len), 0);
+        for capacity in [SMALLEST, 2 * SMALLEST, 3 * SMALLEST] {
+            give(vec![1; capacity]);
+        }
+        let taken = take(3 * SMALLEST);
+        assert!(taken.is_empty() && taken.capacity() == 3 * SMALLEST);
+        assert_eq!(take(10).capacity(), 10);
+        assert_eq!(take(SMALLEST).capacity(), 2 * SMALLEST);
+        assert_eq!(KEPT.with_borrow(Vec::len), 0);
+    }
+
+    #[test]
+    fn making_room_keeps_what_is_there() {
+        let mut buffer = vec![1, 2, 3];
+        reserve(&mut buffer, SMALLEST);
+        assert_eq!(buffer, [1, 2, 3]);
+        assert!(buffer.capacity() >= SMALLEST + 3);
+    }
+}
