@@ -31,6 +31,7 @@ mod start;
 mod runtimes;
 mod nested;
 mod shutdown;
+mod host;
 mod stats;
 
 #[ctor::ctor(unsafe)]

@@ -83,6 +83,17 @@ pub(crate) fn descriptors() -> Vec<String> {
     found
 }
 
+/// Whether a descriptor of this process was inherited from who started it, beside the three standard ones.
+pub(crate) fn is_inherited(line: &str) -> bool {
+    const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+    let number = line.split(' ').next().and_then(|path| path.rsplit('/').next());
+    let number: u32 = number.and_then(|number| number.parse().ok()).unwrap();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    number > 2 && flags.is_some_and(|flags| flags & CLOSE_ON_EXEC == 0)
+}
+
 /// Threads of this process.
 pub(crate) fn threads() -> usize {
     fs::read_dir("/proc/self/task").unwrap().count()

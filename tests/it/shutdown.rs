@@ -369,18 +369,3 @@ fn threads_do_not_grow_with_workers() {
         });
     });
 }
-
-#[test]
-fn a_worker_has_only_its_own_descriptors() {
-    alone("shutdown::a_worker_has_only_its_own_descriptors", || {
-        runtime().block_on(async {
-            let pools = (pool(3).await, pool(3).await);
-            let open = |_: ()| descriptors();
-            let first = within(pools.0.apply(open, ())).await.unwrap();
-            let last = within(pools.1.apply(open, ())).await.unwrap();
-            assert_eq!(first.len(), last.len(), "{first:?} {last:?}");
-            // Three standard streams, connection twice, control socket, the directory that was being read.
-            assert!(first.len() <= 8, "{first:#?}");
-        });
-    });
-}
