@@ -130,7 +130,9 @@ impl Scratch {
     /// A copy of a program.
     pub(crate) fn copy(&self, name: &str) -> PathBuf {
         let copy = self.path(name);
-        fs::copy(program(name), &copy).unwrap();
+        // By another process: a file that is open for writing here is so in whatever another test is just starting,
+        // and cannot be executed meanwhile.
+        run(Command::new("cp").arg(program(name)).arg(&copy)).expect_success();
         copy
     }
 }
