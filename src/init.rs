@@ -29,6 +29,9 @@ static INITIALIZED: AtomicBool = AtomicBool::new(false);
 /// With the feature `auto-init` a constructor calls this before `main`, and no line is needed. Turn the feature on
 /// for test binaries, as a dev-dependency: `#[tokio::test]` functions then use pools as they are.
 ///
+/// Workers that the constructor makes never come to what Rust sets up for `main`: there a write to a closed pipe ends
+/// the task with SIGPIPE instead of an error, and a stack overflow leaves no message.
+///
 /// Calling it again is harmless.
 ///
 /// # Examples

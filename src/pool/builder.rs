@@ -309,7 +309,8 @@ impl PoolBuilder {
     ///
     /// The pool lives on the tokio runtime that this runs on, and is terminated when that is shut down. On a
     /// current-thread runtime, and outside of any, the library's own thread does the pool's work, so that it goes on
-    /// while the runtime is not polled.
+    /// while the runtime is not polled. On a multi-thread runtime its threads do; one whose threads all block, in
+    /// `futures::executor::block_on` say, waits for ever for its own results.
     ///
     /// # Errors
     ///

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -75,6 +75,8 @@ pub(crate) struct Call {
     label: Option<String>,
     pub(crate) priority: i32,
     id: AtomicU64,
+    /// Workers that died with this in front of them and not begun.
+    losses: AtomicU32,
     pub(crate) submitted: Instant,
     /// The call whose rest this is, after an element of its chunk was lost with a worker, and where it begins there.
     origin: Option<(Arc<Call>, u64)>,
@@ -122,6 +124,7 @@ impl Call {
             label: None,
             priority,
             id: AtomicU64::new(0),
+            losses: AtomicU32::new(0),
             submitted: Instant::now(),
             origin: None,
             slot: Mutex::new(Slot {
@@ -186,6 +189,11 @@ impl Call {
         self.id.store(id, Ordering::Relaxed);
     }
 
+    /// Counts a worker that died with this in front of it and not begun.
+    pub(crate) fn count_loss(&self) -> u32 {
+        self.losses.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     pub(crate) fn is_chunk(&self) -> bool {
         self.is_chunk
     }
@@ -242,6 +250,8 @@ impl Call {
         };
         let mut rest = &frame.body()[4..];
         let count = u64::from(take_u32(&mut rest).unwrap_or(0));
+        // It comes from memory that the worker could write anything into.
+        let element = element.min(count.saturating_sub(1));
         for _ in 0..=element {
             if take_record(&mut rest).is_none() {
                 break;

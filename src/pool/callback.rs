@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use event_listener::Event;
 use tokio::runtime::Handle;
 
 use super::call::{Call, Outcome};
@@ -43,6 +44,8 @@ struct Inner {
     runtime: Option<Handle>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Told when no callback waits or has its turn.
+    settled: Event,
 }
 
 #[derive(Default)]
@@ -78,6 +81,7 @@ impl Callbacks {
             runtime,
             state: Mutex::default(),
             changed: Condvar::new(),
+            settled: Event::new(),
         };
         Self {
             inner: Arc::new(inner),
@@ -110,6 +114,17 @@ impl Callbacks {
         }
     }
 
+    /// Waits until no callback waits or has its turn. One that blocks has lost its turn after some time.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let settled = self.inner.settled.listen();
+            if self.inner.is_settled() {
+                return;
+            }
+            settled.await;
+        }
+    }
+
     /// No more callbacks will come. Those that wait still run.
     pub(crate) fn close(&self) {
         self.inner.lock().closed = true;
@@ -120,6 +135,11 @@ impl Callbacks {
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_settled(&self) -> bool {
+        let state = self.lock();
+        state.jobs.is_empty() && state.running.is_none()
     }
 
     fn start_thread(self: &Arc<Self>, state: &mut State) -> bool {
@@ -146,6 +166,7 @@ impl Inner {
                 if let Some(running) = state.running.take() {
                     drop(state);
                     running.call.release();
+                    self.settled.notify(usize::MAX);
                     state = self.lock();
                 }
                 continue;
@@ -179,6 +200,7 @@ impl Inner {
                 state.running = None;
                 drop(state);
                 call.release();
+                self.settled.notify(usize::MAX);
                 state = self.lock();
             }
         }

@@ -289,6 +289,10 @@ impl Gather {
         }
         let mut chunks = chunks.into_iter();
         while let Some(chunk) = chunks.next() {
+            // An early failure has ended them all.
+            if chunk.is_finished() {
+                break;
+            }
             if let Err(Refused::Full(room)) = shared.submit_or_listen(&chunk) {
                 Self::submit_rest(shared, room, chunk, chunks.collect());
                 break;

@@ -15,9 +15,14 @@ use super::link::{Link, Parcel};
 use super::state::{Action, Cancelled, Phase, Refusal, State};
 use super::stats::Latencies;
 use crate::error::{BuildError, Cause, TaskError, WorkerLoss};
+use crate::shared::ledger::Started;
 use crate::wire::codec;
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Control, Failure, kind};
+
+/// Workers that may die one after the other with a task in front of them that they had not begun, before it is taken
+/// for the cause.
+const LOSSES_BEFORE_START: u32 = 5;
 
 /// Everything that a pool's handles, futures and workers share.
 pub(crate) struct Shared {
@@ -187,7 +192,26 @@ impl Shared {
             }
             Cancelled::Unknown => {}
         }
-        self.room.notify_additional(1);
+        self.tell_room(1);
+    }
+
+    /// Tells as many who wait for room as tasks have ended. Some of them may not listen, a stream that nobody polls,
+    /// say; when the pool has nothing to do, all are told, so that nobody waits for those.
+    fn tell_room(&self, ended: usize) {
+        if self.config.queue_capacity.is_none() {
+            return;
+        }
+        let core = self.lock();
+        let (has_room, is_idle) = (
+            core.state.has_room(),
+            core.state.queued() + core.state.running() == 0,
+        );
+        drop(core);
+        if is_idle {
+            self.room.notify_additional(usize::MAX);
+        } else if has_room {
+            self.room.notify_additional(ended);
+        }
     }
 
     /// Does what the state has decided.
@@ -202,9 +226,12 @@ impl Shared {
                     payload,
                     urgent,
                 } => {
-                    if let Some(link) = &core.links[worker]
-                        && let Some(frame) = payload.frame()
-                    {
+                    let Some(frame) = payload.frame() else {
+                        // It was ended by somebody else than the state, which must not wait for an answer.
+                        core.state.forget(worker, id);
+                        continue;
+                    };
+                    if let Some(link) = &core.links[worker] {
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
                         if link.push(Parcel::Task(frame), id) || urgent {
@@ -273,11 +300,9 @@ impl Shared {
                 break;
             }
         }
-        let has_room = self.config.queue_capacity.is_some() && core.state.has_room();
+        let ended = done.len().max(1);
         self.act(core);
-        if has_room {
-            self.room.notify_additional(done.len().max(1));
-        }
+        self.tell_room(ended);
         for (call, outcome) in done {
             call.complete(outcome, &self.callbacks);
         }
@@ -291,7 +316,7 @@ impl Shared {
     pub(crate) fn lost(&self, link: &Link, loss: &WorkerLoss) {
         link.drain(self);
         let worker = link.worker;
-        let started = link.ledger.started();
+        let mut started = link.ledger.started();
         let mut loss = loss.clone();
         if loss.fault.is_none() {
             loss.fault = link.fault();
@@ -300,6 +325,13 @@ impl Shared {
         let mut core = self.lock();
         core.links[worker] = None;
         let replaced = core.end.is_none();
+        if started.is_empty()
+            && let Some((id, call)) = core.state.front(worker)
+            && call.count_loss() >= LOSSES_BEFORE_START
+        {
+            // Time and again the worker that should begin it dies: receiving it may be what kills them.
+            started.push(Started { id, element: 0 });
+        }
         for (call, element) in core.state.lost(worker, Some(&started), replaced).lost {
             let error = call.error(Cause::WorkerLost(loss.clone()));
             if !call.is_chunk() {

@@ -250,7 +250,7 @@ impl Pool {
     }
 
     /// Starts a [`map`](Self::map) now and gives a handle. The input is read to its end before this returns. As
-    /// [`Map::submit`], it does not wait for room in a bounded queue.
+    /// [`Map::submit`], what a bounded queue has no room for is kept and submitted as it gets some.
     pub fn map_async<F, I, R>(&self, function: F, input: I) -> AsyncResult<Vec<R>>
     where
         F: Fn(I::Item) -> R + Copy + 'static,
@@ -262,7 +262,7 @@ impl Pool {
     }
 
     /// Starts a [`starmap`](Self::starmap) now and gives a handle. The input is read to its end before this returns.
-    /// As [`Map::submit`], it does not wait for room in a bounded queue.
+    /// As [`Map::submit`], what a bounded queue has no room for is kept and submitted as it gets some.
     pub fn starmap_async<F, I, R>(&self, function: F, input: I) -> AsyncResult<Vec<R>>
     where
         F: StarFn<I::Item, R>,
@@ -347,9 +347,10 @@ impl Pool {
         self.shared().end(End::Terminated);
     }
 
-    /// Waits until every worker of a pool that was closed or terminated has ended and been reaped.
+    /// Waits until every worker of a pool that was closed or terminated has ended and been reaped, and callbacks have
+    /// run, but for those that block.
     ///
-    /// Callbacks of tasks that have just ended may still run. Dropping the future changes nothing. It may be called again, and by several at once.
+    /// Dropping the future changes nothing. It may be called again, and by several at once.
     ///
     /// # Errors
     ///
@@ -363,6 +364,7 @@ impl Pool {
             return Err(JoinError);
         }
         self.shared().all_gone().await;
+        self.shared().callbacks.settled().await;
         Ok(())
     }
 
@@ -386,6 +388,7 @@ impl Pool {
         };
         self.terminate();
         self.shared().all_gone().await;
+        self.shared().callbacks.settled().await;
         in_time
     }
 

@@ -128,6 +128,16 @@ where
         self.outstanding -= n;
     }
 
+    /// Reads no more, and cancels what has not ended.
+    pub(crate) fn stop(&mut self) {
+        self.stop_reading();
+        self.packer.take();
+        self.blocked = None;
+        self.behind.clear();
+        self.ready.clear();
+        self.running.clear();
+    }
+
     /// Reads no more.
     pub(crate) fn stop_reading(&mut self) {
         self.source = None;
@@ -582,7 +592,9 @@ where
         }
         while let Some(results) = ready!(self.engine.poll_results(context)) {
             if stop_early && let Some(Err(error)) = results.values.iter().find(|value| value.is_err()) {
-                return Poll::Ready(Err(error.clone()));
+                let error = error.clone();
+                self.engine.stop();
+                return Poll::Ready(Err(error));
             }
             self.engine.yielded(results.values.len());
             self.counter.add(results.values.len());
@@ -605,7 +617,7 @@ where
 /// cancelled.
 ///
 /// The input is read as workers take it. Dropping the future cancels what has not ended. Polled again after it gave
-/// its values, it gives an empty vector.
+/// its values or an error, it gives an empty vector.
 ///
 /// # Errors
 ///
@@ -639,7 +651,10 @@ where
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let gathering = &mut self.gathering;
-        ready!(gathering.poll_all(context, true))?;
+        if let Err(error) = ready!(gathering.poll_all(context, true)) {
+            gathering.values.clear();
+            return Poll::Ready(Err(error));
+        }
         Poll::Ready(std::mem::take(&mut gathering.values).into_iter().collect())
     }
 }

@@ -343,6 +343,22 @@ impl<P: Clone> State<P> {
         Some((!task.cancelled).then_some(task.payload))
     }
 
+    /// A task at a worker ended before it could be sent.
+    pub(crate) fn forget(&mut self, worker: usize, id: u64) {
+        self.workers[worker].in_flight.remove(id);
+        self.unblock(worker);
+        self.dispatch();
+    }
+
+    /// What `worker` was sent first of all that it has not answered.
+    pub(crate) fn front(&self, worker: usize) -> Option<(u64, &P)> {
+        self.workers[worker]
+            .in_flight
+            .iter()
+            .next()
+            .map(|task| (task.id, &task.payload))
+    }
+
     /// The payload of a task at a worker, to give it a part of its result.
     pub(crate) fn payload(&self, worker: usize, id: u64) -> Option<&P> {
         self.workers[worker].in_flight.get(id).map(|task| &task.payload)
@@ -523,11 +539,21 @@ impl<P: Clone> State<P> {
         }
     }
 
-    /// The worker has not answered a recall for too long. If a cancelled task stands there, it is stopped the hard
-    /// way.
-    pub(crate) fn unresponsive(&mut self, worker: usize) {
+    /// A cancelled task at `worker` that has not been given back, stopped or answered.
+    pub(crate) fn doomed(&self, worker: usize) -> Option<u64> {
+        self.workers[worker]
+            .in_flight
+            .iter()
+            .find(|task| task.cancelled)
+            .map(|task| task.id)
+    }
+
+    /// The cancelled task `id` has stood at the worker for too long: a recall is not answered, or the task blocks a
+    /// worker that it shares. It is stopped the hard way.
+    pub(crate) fn unresponsive(&mut self, worker: usize, id: u64) {
         let stuck = &mut self.workers[worker];
-        if stuck.recalling && stuck.state == WorkerState::Ready && stuck.is_doomed() {
+        let stands = stuck.in_flight.get(id).is_some_and(|task| task.cancelled);
+        if stands && stuck.state == WorkerState::Ready {
             stuck.state = WorkerState::Ending;
             self.actions.push_back(Action::Kill { worker });
         }

@@ -16,7 +16,7 @@ pub struct Stats {
     pub tasks_done: u64,
     /// Starts of workers in place of others, those that failed included.
     pub restarts: u64,
-    /// How long answered tasks took from their submission to their answer; `None` before the first.
+    /// How long answered tasks took from the encoding of their argument to their answer; `None` before the first.
     pub latency: Option<Latency>,
     /// The workers, by number.
     pub workers: Vec<WorkerStats>,

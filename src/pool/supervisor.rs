@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const HANG_UP_GRACE: Duration = Duration::from_millis(100);
 /// What the last words of a dead worker may take to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// What a worker may take to give back tasks before a cancelled one is stopped by force.
+/// What a worker may take to give back or stop a cancelled task before it is killed.
 const RECALL_GRACE: Duration = Duration::from_secs(1);
 
 /// What supervisors use and nobody else.
@@ -66,10 +66,13 @@ pub(crate) async fn supervise(
     ready: oneshot::Sender<Result<(), BuildError>>,
 ) {
     let mut ready = Some(ready);
-    let mut failures = 0;
+    // Starts that failed, and workers that died with nothing to do, one after the other.
+    let (mut failures, mut deaths) = (0, 0);
     let mut restarts = false;
     while wants_worker(&shared, worker) {
-        if failures > 0 && !(pause(&shared, worker, failures).await && wants_worker(&shared, worker)) {
+        if failures + deaths > 0
+            && !(pause(&shared, worker, failures + deaths).await && wants_worker(&shared, worker))
+        {
             break;
         }
         if restarts {
@@ -87,10 +90,16 @@ pub(crate) async fn supervise(
                 } else {
                     link.killer.kill();
                 }
+                let began = Instant::now();
                 let had_tasks = run(&shared, &services, child, &link).await;
+                failures = 0;
                 // A worker that dies again and again with nothing to do is started ever more slowly; one that
                 // tasks kill is started at once, for those are paid for by the tasks.
-                failures = if had_tasks { 0 } else { failures + 1 };
+                deaths = if had_tasks || began.elapsed() > LONGEST_PAUSE {
+                    0
+                } else {
+                    deaths + 1
+                };
             }
             Err(error) => {
                 failures += 1;
@@ -130,16 +139,16 @@ async fn pause(shared: &Shared, worker: usize, failures: u32) -> bool {
     tokio::select! {
         () = sleep_until(until) => {}
         _ = stop.wait_for(|&stop| stop) => return false,
-        () = closing(shared) => {}
+        () = unwanted(shared) => {}
     }
     true
 }
 
-/// Waits until the pool takes no more tasks.
-async fn closing(shared: &Shared) {
+/// Waits until the pool has no more work for a worker.
+async fn unwanted(shared: &Shared) {
     loop {
         let changed = shared.changed.listen();
-        if !shared.lock().is_open() {
+        if !shared.lock().state.wants_workers() {
             return;
         }
         changed.await;
@@ -362,6 +371,8 @@ fn attach(shared: &Arc<Shared>, services: &Services, link: &Arc<Link>) -> bool {
     }
     core.state.ready(link.worker);
     shared.act(core);
+    // A worker that can take a task is room, even in a queue without any.
+    shared.room.notify_additional(usize::MAX);
     true
 }
 
@@ -386,14 +397,18 @@ async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link
                 break ending.await;
             }
             () = link.recalled.notified() => {
+                let Some(id) = shared.lock().state.doomed(link.worker) else { continue };
                 let until = Instant::now() + RECALL_GRACE;
                 tokio::select! {
                     status = &mut ending => break status,
                     () = sleep_until(until) => {}
-                    () = link.broken.notified() => link.broken.notify_one(),
+                    () = link.broken.notified() => {
+                        link.broken.notify_one();
+                        continue;
+                    }
                 }
                 let mut core = shared.lock();
-                core.state.unresponsive(link.worker);
+                core.state.unresponsive(link.worker, id);
                 shared.act(core);
             }
             () = link.ending.notified() => {

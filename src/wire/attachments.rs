@@ -42,7 +42,8 @@ pub(crate) fn provide<T>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> T) -> T {
 /// Encoding it duplicates the descriptor into the frame; the other side receives a descriptor of its own for the
 /// same open file. It can only be part of a task's argument or result: elsewhere its `Serialize` is an error.
 ///
-/// A value may hold up to 253 of them.
+/// A value may hold up to 253 of them. In the results of [`map`](crate::Pool::map) and its kin, which may travel
+/// together, they are an [`Encode`](crate::TaskErrorKind::Encode) error.
 ///
 /// # Platform
 ///

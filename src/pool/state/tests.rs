@@ -226,8 +226,10 @@ impl World {
             Event::Die { worker, known, rest } => self.die(worker % workers, known, rest),
             Event::Unresponsive(worker) => {
                 let worker = worker % workers;
-                if self.peers[worker].recalling {
-                    self.state.unresponsive(worker);
+                if self.peers[worker].recalling
+                    && let Some(id) = self.state.doomed(worker)
+                {
+                    self.state.unresponsive(worker, id);
                 }
             }
             Event::Close => {
