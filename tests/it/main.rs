@@ -33,6 +33,7 @@ mod nested;
 mod shutdown;
 mod host;
 mod stats;
+mod second_reading;
 
 #[ctor::ctor(unsafe)]
 fn enter_worker_mode() {
