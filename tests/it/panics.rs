@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::fuse::within;
 use crate::scene::{pid, pids, pool, same};
 
+// Backtraces of optimised builds must have it too.
+#[inline(never)]
 fn divide((a, b): (u32, u32)) -> u32 {
     a / b
 }
