@@ -129,13 +129,17 @@ async fn workers_are_in_groups_of_their_own() {
 
 #[test]
 fn its_death_ends_its_workers_and_what_they_started() {
+    // Started by itself, it is the program that is to be killed.
+    if let Ok(busy) = std::env::var("PROCESSION_TEST_BUSY") {
+        runtime().block_on(say_who_runs(busy == "spin"));
+        return;
+    }
     for busy in ["wait", "spin"] {
         let mut host = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "host::says_who_runs_until_it_is_killed",
+                "host::its_death_ends_its_workers_and_what_they_started",
                 "--nocapture",
-                "--ignored",
             ])
             .env("PROCESSION_TEST_BUSY", busy)
             .stdout(Stdio::piped())
@@ -173,10 +177,9 @@ fn start_and_stay((file, spin): (String, bool)) {
     }
 }
 
-#[tokio::test]
-#[ignore = "run by its_death_ends_its_workers_and_what_they_started"]
-async fn says_who_runs_until_it_is_killed() {
-    let spin = std::env::var("PROCESSION_TEST_BUSY").is_ok_and(|busy| busy == "spin");
+/// What the program does that is killed.
+#[expect(clippy::print_stdout, reason = "the test that kills it listens there")]
+async fn say_who_runs(spin: bool) {
     let pool = pool(2).await;
     let file = Scratch::new();
     let handle = pool.apply_async(start_and_stay, (file.path(), spin));
