@@ -171,6 +171,8 @@ pub enum TaskErrorKind {
     Panicked,
     /// The worker died or was cut off while it ran the task.
     WorkerLost,
+    /// The task's time was up, in this phase.
+    TimedOut(TimeoutPhase),
     /// The task was cancelled.
     Cancelled,
     /// The argument or the result could not be encoded.
@@ -183,12 +185,23 @@ pub enum TaskErrorKind {
     QueueFull,
     /// The pool is closed or was terminated.
     PoolClosed,
-    /// The pool cannot start workers any more. The source is the [`BuildError`].
+    /// The pool has no worker and cannot start one. The source is the [`BuildError`]. It goes on trying: later tasks
+    /// may be taken again.
     PoolFailed,
     /// The runtime that the pool was built on was shut down, which terminated the pool.
     RuntimeShutdown,
     /// An option of the call that has no meaning.
     InvalidOption,
+}
+
+/// Where a task was when its time was up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TimeoutPhase {
+    /// It had not started: it waited for room, in the queue, or at a worker. It never runs.
+    Queued,
+    /// It ran, and was stopped.
+    Running,
 }
 
 /// Why a task ended without a value.
@@ -218,6 +231,8 @@ pub struct TaskError {
 struct Inner {
     task: String,
     cause: Cause,
+    /// Of earlier tries.
+    attempts: Vec<TaskError>,
 }
 
 /// What happened, with all that is known of it.
@@ -229,6 +244,11 @@ pub(crate) enum Cause {
         panic: RemotePanic,
     },
     WorkerLost(WorkerLoss),
+    TimedOut {
+        limit: TimeLimit,
+        /// The worker and its process, if it ran.
+        ran: Option<(usize, u32)>,
+    },
     Cancelled,
     Encode(String),
     Decode(String),
@@ -251,6 +271,14 @@ pub(crate) enum Cause {
     },
 }
 
+/// Which time of a task was up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TimeLimit {
+    Timeout(Duration),
+    QueueTimeout(Duration),
+    Deadline,
+}
+
 /// How a worker ended that was not told to.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerLoss {
@@ -268,6 +296,21 @@ impl TaskError {
             inner: Arc::new(Inner {
                 task: task.into(),
                 cause,
+                attempts: Vec::new(),
+            }),
+        }
+    }
+
+    /// The same error, as the last of several tries.
+    pub(crate) fn after(self, attempts: Vec<Self>) -> Self {
+        if attempts.is_empty() {
+            return self;
+        }
+        Self {
+            inner: Arc::new(Inner {
+                task: self.inner.task.clone(),
+                cause: self.inner.cause.clone(),
+                attempts,
             }),
         }
     }
@@ -282,6 +325,8 @@ impl TaskError {
         match &self.inner.cause {
             Cause::Panicked { .. } => TaskErrorKind::Panicked,
             Cause::WorkerLost(_) => TaskErrorKind::WorkerLost,
+            Cause::TimedOut { ran: None, .. } => TaskErrorKind::TimedOut(TimeoutPhase::Queued),
+            Cause::TimedOut { ran: Some(_), .. } => TaskErrorKind::TimedOut(TimeoutPhase::Running),
             Cause::Cancelled => TaskErrorKind::Cancelled,
             Cause::Encode(_) => TaskErrorKind::Encode,
             Cause::Decode(_) => TaskErrorKind::Decode,
@@ -318,21 +363,30 @@ impl TaskError {
         }
     }
 
-    /// The process id of the worker, if the task panicked or the worker was lost.
+    /// The failures of earlier tries, oldest first, where the task had [`retries`](crate::Task::retries). This error is
+    /// that of the last try.
+    #[must_use]
+    pub fn attempts(&self) -> &[Self] {
+        &self.inner.attempts
+    }
+
+    /// The process id of the worker, if the task panicked, the worker was lost, or the time was up while it ran.
     #[must_use]
     pub fn worker_pid(&self) -> Option<u32> {
         match &self.inner.cause {
             Cause::WorkerLost(loss) => Some(loss.pid),
+            Cause::TimedOut { ran, .. } => ran.map(|(_, pid)| pid),
             Cause::Panicked { pid, .. } => Some(*pid),
             _ => None,
         }
     }
 
-    /// The number of the worker, if the task panicked or the worker was lost.
+    /// The number of the worker, if the task panicked, the worker was lost, or the time was up while it ran.
     #[must_use]
     pub fn worker_id(&self) -> Option<usize> {
         match &self.inner.cause {
             Cause::WorkerLost(loss) => Some(loss.worker),
+            Cause::TimedOut { ran, .. } => ran.map(|(worker, _)| worker),
             Cause::Panicked { worker, .. } => Some(*worker),
             _ => None,
         }
@@ -359,6 +413,12 @@ impl TaskError {
         self.kind() == TaskErrorKind::WorkerLost
     }
 
+    /// Whether the task's time was up, before or after it started.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.kind(), TaskErrorKind::TimedOut(_))
+    }
+
     /// Whether the task was cancelled.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
@@ -377,7 +437,14 @@ impl TaskError {
 
 impl fmt::Display for TaskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { task, cause } = &*self.inner;
+        let Inner {
+            task,
+            cause,
+            attempts,
+        } = &*self.inner;
+        if !attempts.is_empty() {
+            write!(f, "after {} tries: ", attempts.len() + 1)?;
+        }
         match cause {
             Cause::Panicked { worker, pid, panic } => {
                 write!(
@@ -406,6 +473,24 @@ impl fmt::Display for TaskError {
                     (None, None) => f.write_str("the system did not tell how it ended")?,
                 }
                 write_stderr(f, stderr)
+            }
+            Cause::TimedOut { limit, ran } => {
+                write!(f, "`{task}` was stopped: ")?;
+                match (limit, ran) {
+                    (TimeLimit::Timeout(limit), _) => write!(f, "it ran for its timeout, {limit:?}")?,
+                    (TimeLimit::QueueTimeout(limit), _) => {
+                        write!(
+                            f,
+                            "it waited for its queue timeout, {limit:?}, and had not started"
+                        )?;
+                    }
+                    (TimeLimit::Deadline, Some(_)) => f.write_str("its deadline came while it ran")?,
+                    (TimeLimit::Deadline, None) => f.write_str("its deadline came before it started")?,
+                }
+                match ran {
+                    Some((worker, pid)) => write!(f, ", in worker {worker} (pid {pid})"),
+                    None => Ok(()),
+                }
             }
             Cause::Cancelled => write!(f, "`{task}` was cancelled"),
             Cause::Encode(message) | Cause::Decode(message) => write!(f, "`{task}`: {message}"),
@@ -457,6 +542,7 @@ impl fmt::Debug for TaskError {
             .field("kind", &self.kind())
             .field("task", &self.inner.task)
             .field("cause", &self.inner.cause)
+            .field("attempts", &self.inner.attempts)
             .finish()
     }
 }

@@ -99,7 +99,7 @@ pub mod worker;
 struct Readme;
 
 pub use crate::error::{
-    BuildError, JoinError, RemotePanic, StartPhase, TaskError, TaskErrorKind, TryApplyError,
+    BuildError, JoinError, RemotePanic, StartPhase, TaskError, TaskErrorKind, TimeoutPhase, TryApplyError,
 };
 pub use crate::init::init;
 pub use crate::pool::asynchronous::Asynchronous;

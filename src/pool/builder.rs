@@ -16,8 +16,10 @@ use tokio::sync::oneshot;
 use super::cpus;
 use super::dispatch::{End, Shared};
 use super::handle::Pool;
+use super::keeper;
+use super::options::TaskOptions;
 use super::supervisor::{self, Services};
-use crate::error::{BuildError, WorkerLoss};
+use crate::error::{BuildError, Cause, WorkerLoss};
 use crate::process::output::{Output, OutputThread};
 use crate::process::spawn::Program;
 use crate::task::{entry, table};
@@ -89,12 +91,19 @@ pub struct WorkerEvent {
 pub struct PoolBuilder {
     name: String,
     worker_name: String,
-    workers: Option<usize>,
+    workers: Option<(usize, usize)>,
     tasks_per_worker: usize,
     queue_capacity: Option<usize>,
     max_frame_size: u64,
     start_timeout: Duration,
     shutdown_grace: Duration,
+    cancel_grace: Duration,
+    term_grace: Duration,
+    task_options: TaskOptions,
+    max_tasks_per_worker: Option<u64>,
+    max_worker_memory: Option<u64>,
+    max_worker_age: Option<Duration>,
+    idle_timeout: Duration,
     initializer: Option<Initializer>,
     program: Program,
     stdout: Output,
@@ -136,6 +145,13 @@ impl Default for PoolBuilder {
             max_frame_size: 1 << 30,
             start_timeout: Duration::from_secs(30),
             shutdown_grace: Duration::from_secs(5),
+            cancel_grace: Duration::from_millis(250),
+            term_grace: Duration::from_millis(250),
+            task_options: TaskOptions::default(),
+            max_tasks_per_worker: None,
+            max_worker_memory: None,
+            max_worker_age: None,
+            idle_timeout: Duration::from_secs(60),
             initializer: None,
             program: Program::default(),
             stdout: Output::inherit(),
@@ -168,7 +184,94 @@ impl PoolBuilder {
     #[doc(alias = "processes")]
     #[doc(alias = "max_workers")]
     pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = Some(workers);
+        self.workers = Some((workers, workers));
+        self
+    }
+
+    /// As many workers as there are tasks for, within bounds. `min` are started by [`build`](Self::build) and kept;
+    /// more start when a task finds all of them busy, up to `max`; those that have had nothing to do for the
+    /// [`idle_timeout`](Self::idle_timeout) end. With a `min` of 0, a pool without work has no processes, and `build`
+    /// does not know whether a worker can start. A `max` of zero, below `min` or above 4096 is an error.
+    pub fn workers_between(mut self, min: usize, max: usize) -> Self {
+        self.workers = Some((min, max));
+        self
+    }
+
+    /// How long a worker has nothing to do before it ends, where more are there than the least number of
+    /// [`workers_between`](Self::workers_between). Zero is an error. Defaults to 60 seconds.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = timeout;
+        self
+    }
+
+    /// How many tasks a worker runs before another takes its place, which has been started by then. An element of a
+    /// map counts as a task; a chunk that is longer than what is left is still run whole. In a pool of several, the
+    /// first workers run up to a quarter fewer, so that they are not replaced all at once. Zero is an error. Defaults
+    /// to no limit.
+    #[doc(alias = "maxtasksperchild")]
+    #[doc(alias = "max_tasks_per_child")]
+    pub fn max_tasks_per_worker(mut self, tasks: u64) -> Self {
+        self.max_tasks_per_worker = Some(tasks);
+        self
+    }
+
+    /// How much resident memory, in bytes, a worker may keep after a task. One that has more is replaced: it goes on
+    /// until another is up, then finishes what it runs and ends. No task is lost for it; to bound what a task may take
+    /// while it runs, see `memory_limit`. Zero is an error. Defaults to no limit.
+    pub fn max_worker_memory(mut self, bytes: u64) -> Self {
+        self.max_worker_memory = Some(bytes);
+        self
+    }
+
+    /// How old a worker grows, from when it is ready, before another takes its place, as with
+    /// [`max_worker_memory`](Self::max_worker_memory). Each is replaced up to a tenth earlier, so that they are not all
+    /// at once. Zero is an error. Defaults to no limit.
+    pub fn max_worker_age(mut self, age: Duration) -> Self {
+        self.max_worker_age = Some(age);
+        self
+    }
+
+    /// How long a task may run, where [`Task::timeout`](crate::Task::timeout) does not say otherwise; of a map, each
+    /// element. Zero is an error. Defaults to no limit.
+    pub fn task_timeout(mut self, timeout: Duration) -> Self {
+        self.task_options.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a task may wait for its start, where [`Task::queue_timeout`](crate::Task::queue_timeout) does not say
+    /// otherwise; of a map, each chunk. Zero is an error. Defaults to no limit.
+    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+        self.task_options.queue_timeout = Some(timeout);
+        self
+    }
+
+    /// How long a task may take from its submission to its end, where [`Task::deadline`](crate::Task::deadline) does
+    /// not say otherwise; of a map, each chunk. Zero is an error. Defaults to no limit.
+    pub fn task_deadline(mut self, deadline: Duration) -> Self {
+        self.task_options.time_to_live = Some(deadline);
+        self
+    }
+
+    /// How often a task is tried again after its worker was lost or its timeout was up, where
+    /// [`Task::retries`](crate::Task::retries) does not say otherwise. Defaults to 0.
+    pub fn task_retries(mut self, retries: u32) -> Self {
+        self.task_options.retries = retries;
+        self
+    }
+
+    /// How long a task that asks [`worker::cancelled`](crate::worker::cancelled) has to end by itself, when it is
+    /// cancelled or its time is up, before its worker is stopped. Until then its worker takes no other task. Zero
+    /// stops it at once. Defaults to 250 milliseconds.
+    pub fn cancel_grace(mut self, grace: Duration) -> Self {
+        self.cancel_grace = grace;
+        self
+    }
+
+    /// How long a worker that is stopped has from SIGTERM, which its process group gets, to SIGKILL. Another is started
+    /// in its place meanwhile. Where many workers are stopped at once, or with zero, SIGKILL comes at once. Defaults to
+    /// 250 milliseconds.
+    pub fn term_grace(mut self, grace: Duration) -> Self {
+        self.term_grace = grace;
         self
     }
 
@@ -360,23 +463,15 @@ impl PoolBuilder {
         };
         let output = OutputThread::start().map_err(io("start the output thread"))?;
         let services = Arc::new(Services::new(home, own.clone(), output));
-        let workers = config.workers;
-        let shared = Arc::new(Shared::new(config, user.clone()));
+        let first = 0..config.least_workers;
+        let ready = first.map(|worker| services.first_start(worker)).collect();
+        let (shared, starts) = Shared::new(config, user.clone());
+        let shared = Arc::new(shared);
         if let Some(user) = user {
             supervisor::watch_runtime(&shared, &user);
         }
-        let ready = (0..workers)
-            .map(|worker| {
-                let (ready, is_ready) = oneshot::channel();
-                own.spawn(supervisor::supervise(
-                    Arc::clone(&shared),
-                    Arc::clone(&services),
-                    worker,
-                    ready,
-                ));
-                is_ready
-            })
-            .collect();
+        shared.act(shared.lock());
+        own.spawn(keeper::keep(Arc::clone(&shared), services, starts));
         Ok((Pool::new_from(shared), ready))
     }
 
@@ -391,6 +486,13 @@ impl PoolBuilder {
             max_frame_size,
             start_timeout,
             shutdown_grace,
+            cancel_grace,
+            term_grace,
+            task_options,
+            max_tasks_per_worker,
+            max_worker_memory,
+            max_worker_age,
+            idle_timeout,
             initializer,
             program,
             stdout,
@@ -417,11 +519,14 @@ impl PoolBuilder {
                 limit: max_depth,
             });
         }
-        let workers = match workers {
-            None => cpus::available(),
-            Some(0) => return invalid("workers", "a pool has at least one worker"),
-            Some(workers) if workers > MOST_WORKERS => return invalid("workers", "more than 4096"),
-            Some(workers) => workers,
+        let (least_workers, workers) = match workers {
+            None => (cpus::available(), cpus::available()),
+            Some((_, 0)) => return invalid("workers", "a pool has at least one worker"),
+            Some((_, most)) if most > MOST_WORKERS => return invalid("workers", "more than 4096"),
+            Some((least, most)) if least > most => {
+                return invalid("workers_between", "the least number is above the greatest");
+            }
+            Some(bounds) => bounds,
         };
         if NonZeroUsize::new(tasks_per_worker).is_none() {
             return invalid("tasks_per_worker", "a worker runs at least one task");
@@ -431,6 +536,27 @@ impl PoolBuilder {
         }
         if max_frame_size == 0 {
             return invalid("max_frame_size", "nothing fits into zero bytes");
+        }
+        if let Err(Cause::InvalidOption { option, reason }) = task_options.check() {
+            // The pool's own name for it.
+            let option = if option == "timeout" {
+                "task_timeout"
+            } else {
+                option
+            };
+            return invalid(option, reason);
+        }
+        if max_tasks_per_worker == Some(0) {
+            return invalid("max_tasks_per_worker", "a worker runs at least one task");
+        }
+        if max_worker_memory == Some(0) {
+            return invalid("max_worker_memory", "every process takes memory");
+        }
+        if max_worker_age.is_some_and(|age| age.is_zero()) {
+            return invalid("max_worker_age", "a worker lives for a time");
+        }
+        if idle_timeout.is_zero() {
+            return invalid("idle_timeout", "a worker would end before its first task");
         }
         if start_timeout.is_zero() {
             return invalid("start_timeout", "no worker starts in no time");
@@ -449,12 +575,20 @@ impl PoolBuilder {
         Ok(Config {
             name,
             worker_name,
+            least_workers,
             workers,
             tasks_per_worker,
             queue_capacity,
             max_frame_size,
             start_timeout,
             shutdown_grace,
+            cancel_grace,
+            term_grace,
+            task_options,
+            max_tasks_per_worker,
+            max_worker_memory,
+            max_worker_age,
+            idle_timeout,
             initializer,
             program,
             stdout,
@@ -470,12 +604,22 @@ impl PoolBuilder {
 pub(crate) struct Config {
     pub(crate) name: String,
     pub(crate) worker_name: String,
+    /// The least number of workers.
+    pub(crate) least_workers: usize,
+    /// The greatest number of workers.
     pub(crate) workers: usize,
     pub(crate) tasks_per_worker: usize,
     pub(crate) queue_capacity: Option<usize>,
     pub(crate) max_frame_size: u64,
     pub(crate) start_timeout: Duration,
     pub(crate) shutdown_grace: Duration,
+    pub(crate) cancel_grace: Duration,
+    pub(crate) term_grace: Duration,
+    pub(crate) task_options: TaskOptions,
+    pub(crate) max_tasks_per_worker: Option<u64>,
+    pub(crate) max_worker_memory: Option<u64>,
+    pub(crate) max_worker_age: Option<Duration>,
+    pub(crate) idle_timeout: Duration,
     pub(crate) initializer: Option<(u32, Vec<u8>)>,
     pub(crate) program: Program,
     pub(crate) stdout: Output,
@@ -492,12 +636,20 @@ impl Default for Config {
         Self {
             name: String::new(),
             worker_name: String::new(),
+            least_workers: 1,
             workers: 1,
             tasks_per_worker: 1,
             queue_capacity: None,
             max_frame_size: u64::MAX,
             start_timeout: Duration::ZERO,
             shutdown_grace: Duration::ZERO,
+            cancel_grace: Duration::ZERO,
+            term_grace: Duration::ZERO,
+            task_options: TaskOptions::default(),
+            max_tasks_per_worker: None,
+            max_worker_memory: None,
+            max_worker_age: None,
+            idle_timeout: Duration::MAX,
             initializer: None,
             program: Program::default(),
             stdout: Output::null(),
@@ -510,6 +662,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Whether idle workers may end.
+    pub(crate) fn can_shrink(&self) -> bool {
+        self.least_workers < self.workers
+    }
+
     pub(crate) fn initializer_name(&self) -> String {
         let row = self.initializer.as_ref().and_then(|&(row, _)| table::entry(row));
         row.map(|entry| entry.name).unwrap_or_default().to_owned()

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::callback::{Callback, Callbacks, Job};
 use super::chunks::Gather;
-use crate::error::{Cause, TaskError};
+use super::keeper::Due;
+use super::options::TaskOptions;
+use super::timers::{Registered, Timers, after};
+use crate::error::{Cause, TaskError, TimeLimit};
 use crate::task::table;
 use crate::wire::codec::{take_record, take_u32};
 use crate::wire::frame::Outgoing;
@@ -55,6 +58,12 @@ impl Reply {
     }
 }
 
+/// A chunk's frame, and how many elements it has.
+struct Elements {
+    frame: Arc<Outgoing>,
+    count: u64,
+}
+
 /// How a task ended.
 pub(crate) type Outcome = Result<Reply, TaskError>;
 
@@ -71,9 +80,13 @@ pub(crate) struct Call {
     is_chunk: bool,
     /// Bytes of the frame's body.
     pub(crate) size: usize,
+    /// What it counts for in a worker's life: its elements.
+    pub(crate) weight: u32,
     /// A name other than the row's.
     label: Option<String>,
     pub(crate) priority: i32,
+    /// Its times and tries, if it has any.
+    limits: Option<Box<Limits>>,
     id: AtomicU64,
     /// Workers that died with this in front of them and not begun.
     losses: AtomicU32,
@@ -81,6 +94,19 @@ pub(crate) struct Call {
     /// The call whose rest this is, after an element of its chunk was lost with a worker, and where it begins there.
     origin: Option<(Arc<Call>, u64)>,
     slot: Mutex<Slot>,
+}
+
+/// What bounds a task in time and tries.
+#[derive(Debug)]
+struct Limits {
+    timeout: Option<Duration>,
+    queue_timeout: Option<Duration>,
+    deadline: Option<Instant>,
+    retries: u32,
+    /// Of earlier tries: those of the first element, where this is a chunk.
+    failures: Mutex<Vec<TaskError>>,
+    /// Until the task has ended.
+    expiry: Mutex<Option<Registered<Due>>>,
 }
 
 #[derive(Default)]
@@ -116,13 +142,20 @@ impl fmt::Debug for Call {
 }
 
 impl Call {
-    pub(crate) fn new(outgoing: Outgoing, row: u32, priority: i32) -> Self {
+    pub(crate) fn new(outgoing: Outgoing, row: u32) -> Self {
+        let is_chunk = kind::is_chunk(outgoing.kind());
+        let weight = match outgoing.body().get(4..) {
+            Some(mut rest) if is_chunk => take_u32(&mut rest).unwrap_or(1),
+            _ => 1,
+        };
         Self {
             row,
-            is_chunk: outgoing.kind() == kind::CHUNK,
+            is_chunk,
             size: outgoing.body().len(),
+            weight,
             label: None,
-            priority,
+            priority: 0,
+            limits: None,
             id: AtomicU64::new(0),
             losses: AtomicU32::new(0),
             submitted: Instant::now(),
@@ -132,6 +165,31 @@ impl Call {
                 ..Slot::default()
             }),
         }
+    }
+
+    /// Sets what can be said of a call.
+    pub(crate) fn set_options(&mut self, options: &TaskOptions) {
+        let TaskOptions {
+            priority,
+            timeout,
+            queue_timeout,
+            time_to_live,
+            deadline,
+            retries,
+        } = *options;
+        self.priority = priority;
+        let end_of_life = time_to_live.map(after);
+        let limits = Limits {
+            timeout,
+            queue_timeout,
+            deadline: deadline.into_iter().chain(end_of_life).min(),
+            retries,
+            failures: Mutex::default(),
+            expiry: Mutex::default(),
+        };
+        let has_limits =
+            timeout.is_some() || queue_timeout.is_some() || limits.deadline.is_some() || retries > 0;
+        self.limits = has_limits.then(|| Box::new(limits));
     }
 
     /// A call that ends without being submitted, for callbacks to hear of it.
@@ -144,7 +202,6 @@ impl Call {
         let mut call = Self::new(
             Outgoing::new(kind::TASK, Outgoing::buffer(0), Vec::new()),
             u32::MAX,
-            0,
         );
         call.label = Some(name.to_owned());
         call
@@ -157,21 +214,110 @@ impl Call {
         call
     }
 
-    /// What is left of the chunk `origin` from its element `from` on, which begins at `rest`.
-    fn remainder(origin: Arc<Self>, from: u64, count: u32, rest: &[u8]) -> Self {
+    /// What is left of the chunk `origin` from its element `from` on, which begins at `rest`. `failures` are those of
+    /// its first element so far.
+    fn remainder(
+        &self,
+        origin: Arc<Self>,
+        from: u64,
+        count: u32,
+        rest: &[u8],
+        failures: Vec<TaskError>,
+    ) -> Self {
         let mut bytes = Outgoing::buffer(8 + rest.len());
         bytes.extend_from_slice(&origin.row.to_le_bytes());
         bytes.extend_from_slice(&count.to_le_bytes());
         bytes.extend_from_slice(rest);
-        let mut call = Self::new(
-            Outgoing::new(kind::CHUNK, bytes, Vec::new()),
-            origin.row,
-            origin.priority,
-        );
+        let kind = match self.timeout() {
+            Some(_) => kind::TIMED_CHUNK,
+            None => kind::CHUNK,
+        };
+        let mut call = Self::new(Outgoing::new(kind, bytes, Vec::new()), origin.row);
         call.id = AtomicU64::new(origin.id());
         call.submitted = origin.submitted;
+        call.priority = origin.priority;
+        call.limits = self.limits.as_ref().map(|limits| {
+            Box::new(Limits {
+                timeout: limits.timeout,
+                queue_timeout: limits.queue_timeout,
+                deadline: limits.deadline,
+                retries: limits.retries,
+                failures: Mutex::new(failures),
+                // The origin's holds for all of it.
+                expiry: Mutex::default(),
+            })
+        });
         call.origin = Some((origin, from));
         call
+    }
+
+    pub(crate) fn has_limits(&self) -> bool {
+        self.limits.is_some()
+    }
+
+    /// How long the task, or each of its elements, may run.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.limits.as_ref()?.timeout
+    }
+
+    /// Whether the deadline has come.
+    pub(crate) fn is_late(&self, now: Instant) -> bool {
+        let deadline = self.limits.as_ref().and_then(|limits| limits.deadline);
+        deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Which time is up of a task that has not started, or when the next will be.
+    pub(crate) fn waited(&self, now: Instant) -> Result<TimeLimit, Option<Instant>> {
+        let Some(limits) = &self.limits else {
+            return Err(None);
+        };
+        if self.is_late(now) {
+            return Ok(TimeLimit::Deadline);
+        }
+        let longest = limits
+            .queue_timeout
+            .and_then(|timeout| Some((timeout, self.submitted.checked_add(timeout)?)));
+        match longest {
+            Some((timeout, end)) if end <= now => Ok(TimeLimit::QueueTimeout(timeout)),
+            _ => Err(longest
+                .map(|(_, end)| end)
+                .into_iter()
+                .chain(limits.deadline)
+                .min()),
+        }
+    }
+
+    /// When the deadline comes.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.limits.as_ref()?.deadline
+    }
+
+    /// Has the time that the task may wait, and its deadline, watched.
+    pub(crate) fn watch(self: &Arc<Self>, timers: &Arc<Timers<Due>>, at: Instant) {
+        if let Some(limits) = &self.limits {
+            let registered = timers.register(at, Due::Expire(Arc::downgrade(self)));
+            *limits.expiry.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered);
+        }
+    }
+
+    /// Whether its times are watched.
+    pub(crate) fn is_watched(&self) -> bool {
+        let expiry = self.limits.as_ref().map(|limits| limits.expiry.lock());
+        expiry.is_some_and(|expiry| expiry.unwrap_or_else(PoisonError::into_inner).is_some())
+    }
+
+    /// Notes a failure that is not the task's own. `Ok` when it may be tried again; otherwise the error, with those of
+    /// all tries.
+    pub(crate) fn try_again(&self, error: TaskError) -> Result<(), TaskError> {
+        let Some(limits) = &self.limits else {
+            return Err(error);
+        };
+        let mut failures = limits.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() < limits.retries as usize && !self.is_late(Instant::now()) {
+            failures.push(error);
+            return Ok(());
+        }
+        Err(error.after(std::mem::take(&mut failures)))
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -236,48 +382,103 @@ impl Call {
         }
     }
 
-    /// The worker was lost at `element` of this chunk. What has been finished is kept, the element is lost, and what
-    /// had not started comes back as a call of its own. `Err` when nothing is left to do.
-    pub(crate) fn lose_element(
-        self: &Arc<Self>,
-        element: u64,
-        error: &TaskError,
-    ) -> Result<Arc<Self>, Reply> {
-        let target = self.target();
-        let base = self.origin.as_ref().map_or(0, |&(_, from)| from);
-        let Some(frame) = self.frame() else {
+    /// The worker was lost at `element` of this chunk. What has been finished is kept; the element is lost, if it has
+    /// no further try; and what is left to do comes back as a call of its own. `Err` when nothing is.
+    pub(crate) fn lose_element(self: &Arc<Self>, element: u64, error: TaskError) -> Result<Arc<Self>, Reply> {
+        let Some(Elements { count, .. }) = self.elements() else {
             return Err(self.finish_chunk());
         };
-        let mut rest = &frame.body()[4..];
-        let count = u64::from(take_u32(&mut rest).unwrap_or(0));
         // It comes from memory that the worker could write anything into.
         let element = element.min(count.saturating_sub(1));
-        for _ in 0..=element {
-            if take_record(&mut rest).is_none() {
-                break;
+        self.fail_until(element, &error);
+        if element > 0 {
+            // Failures so far are those of the first element; this one has none.
+            let again = self.limits.as_ref().is_some_and(|limits| limits.retries > 0);
+            if again && !self.is_late(Instant::now()) {
+                return self.rest(element, vec![error]);
+            }
+            self.fail_until(element + 1, &error);
+            return self.rest(element + 1, Vec::new());
+        }
+        match self.try_again(error) {
+            Ok(()) => self.rest(0, self.failures()),
+            Err(error) => {
+                self.fail_until(1, &error);
+                self.rest(1, Vec::new())
             }
         }
-        let mut slot = target.lock();
+    }
+
+    fn failures(&self) -> Vec<TaskError> {
+        let failures = self.limits.as_ref().map(|limits| limits.failures.lock());
+        failures.map_or_else(Vec::new, |failures| {
+            failures.unwrap_or_else(PoisonError::into_inner).clone()
+        })
+    }
+
+    /// Elements of this chunk that have not been finished fail with `error`.
+    pub(crate) fn lose_rest(self: &Arc<Self>, error: &TaskError) -> Reply {
+        if let Some(Elements { count, .. }) = self.elements() {
+            self.fail_until(count, error);
+        }
+        self.finish_chunk()
+    }
+
+    /// What has not been finished of this chunk, which was told to stop. `Err` when nothing is left.
+    pub(crate) fn unfinished(self: &Arc<Self>) -> Result<Arc<Self>, Reply> {
+        let base = self.base();
+        let finished = self.finished();
+        self.rest(finished.saturating_sub(base), Vec::new())
+    }
+
+    /// Where this chunk begins in the one that somebody waits for.
+    fn base(&self) -> u64 {
+        self.origin.as_ref().map_or(0, |&(_, from)| from)
+    }
+
+    /// How many elements of the whole chunk have an outcome.
+    fn finished(self: &Arc<Self>) -> u64 {
+        let slot = self.target().lock();
         let mut records = &slot.parts[..];
         let mut finished = slot.lost.len() as u64;
         while take_record(&mut records).is_some() {
             finished += 1;
         }
-        // Elements up to the one that ran have either left a record or are lost; none may run twice.
-        for index in finished..=base + element {
+        finished
+    }
+
+    /// Elements in front of `end` that have left no record are lost; none may run twice.
+    fn fail_until(self: &Arc<Self>, end: u64, error: &TaskError) {
+        let finished = self.finished();
+        let mut slot = self.target().lock();
+        for index in finished..self.base() + end {
             slot.lost.push((index, error.clone()));
         }
-        drop(slot);
-        let left = count.saturating_sub(element + 1);
-        if left == 0 {
+    }
+
+    fn elements(&self) -> Option<Elements> {
+        let frame = self.frame()?;
+        let count = take_u32(&mut &frame.body()[4..]).map_or(0, u64::from);
+        Some(Elements { frame, count })
+    }
+
+    /// The elements from `from` on as a call of its own.
+    fn rest(self: &Arc<Self>, from: u64, failures: Vec<TaskError>) -> Result<Arc<Self>, Reply> {
+        let Some(Elements { frame, count }) = self.elements() else {
+            return Err(self.finish_chunk());
+        };
+        if from >= count {
             return Err(self.finish_chunk());
         }
-        Ok(Arc::new(Self::remainder(
-            Arc::clone(target),
-            base + element + 1,
-            left as u32,
-            rest,
-        )))
+        let mut rest = &frame.body()[8..];
+        for _ in 0..from {
+            if take_record(&mut rest).is_none() {
+                break;
+            }
+        }
+        let target = Arc::clone(self.target());
+        let (first, left) = (self.base() + from, (count - from) as u32);
+        Ok(Arc::new(self.remainder(target, first, left, rest, failures)))
     }
 
     /// Ends the task. The first outcome counts; a later one is discarded.
@@ -289,6 +490,13 @@ impl Call {
         }
         // Freed without the lock, for it may be large.
         let _frame = slot.frame.take();
+        let _expiry = target.limits.as_ref().and_then(|limits| {
+            limits
+                .expiry
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+        });
         if let Some((gather, index)) = slot.gather.take() {
             slot.state = SlotState::Taken;
             drop(slot);

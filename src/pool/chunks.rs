@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
 use super::dispatch::{Refused, Shared, failure_error};
+use super::options::TaskOptions;
 use crate::error::{Cause, TaskError};
 use crate::wire::codec::{self, EncodeError, push_record, take_record};
 use crate::wire::frame::{HEADER, Outgoing};
@@ -27,6 +28,7 @@ const HEAD: usize = 8;
 pub(crate) struct Packer {
     row: u32,
     limit: u64,
+    options: TaskOptions,
     bytes: Vec<u8>,
     count: u32,
 }
@@ -39,10 +41,11 @@ pub(crate) struct Packed {
 }
 
 impl Packer {
-    pub(crate) fn new(row: u32, limit: u64) -> Self {
+    pub(crate) fn new(row: u32, limit: u64, options: TaskOptions) -> Self {
         Self {
             row,
             limit,
+            options,
             bytes: Vec::new(),
             count: 0,
         }
@@ -66,8 +69,7 @@ impl Packer {
         }
         if !fds.is_empty() {
             self.bytes.truncate(start);
-            let call = single(self.row, argument, limit, 0)?;
-            let call = Arc::new(call);
+            let call = Arc::new(single(self.row, argument, limit, &self.options)?);
             return Ok([self.take(), Some(Packed { call, count: 1 })]);
         }
         let most = CHUNK_BYTES.min(usize::try_from(limit).unwrap_or(usize::MAX));
@@ -102,9 +104,14 @@ impl Packer {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes[HEADER + 4..HEADER + HEAD].copy_from_slice(&self.count.to_le_bytes());
         let count = std::mem::take(&mut self.count) as usize;
-        let outgoing = Outgoing::new(kind::CHUNK, bytes, Vec::new());
+        let kind = match self.options.timeout {
+            Some(_) => kind::TIMED_CHUNK,
+            None => kind::CHUNK,
+        };
+        let mut call = Call::new(Outgoing::new(kind, bytes, Vec::new()), self.row);
+        call.set_options(&self.options);
         Some(Packed {
-            call: Arc::new(Call::new(outgoing, self.row, 0)),
+            call: Arc::new(call),
             count,
         })
     }
@@ -115,13 +122,17 @@ pub(crate) fn single<A: Serialize>(
     row: u32,
     argument: &A,
     limit: u64,
-    priority: i32,
+    options: &TaskOptions,
 ) -> Result<Call, TaskError> {
     let mut bytes = Outgoing::buffer(48);
     bytes.extend_from_slice(&row.to_le_bytes());
     let (result, fds) = wire::attachments::collect(|| codec::encode(argument, &mut bytes, limit));
     match result {
-        Ok(()) => Ok(Call::new(Outgoing::new(kind::TASK, bytes, fds), row, priority)),
+        Ok(()) => {
+            let mut call = Call::new(Outgoing::new(kind::TASK, bytes, fds), row);
+            call.set_options(options);
+            Ok(call)
+        }
         Err(error) => Err(encode_error(row, error)),
     }
 }

@@ -1,20 +1,23 @@
 //! The pool's shared heart: it feeds events to the [`State`] and does what the state decides.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_listener::{Event, EventListener};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::builder::Config;
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
+use super::keeper::{Due, Start};
 use super::link::{Link, Parcel};
-use super::state::{Action, Cancelled, Phase, Refusal, State};
-use super::stats::Latencies;
-use crate::error::{BuildError, Cause, TaskError, WorkerLoss};
+use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State};
+use super::stats::{Latencies, WorkerStats, WorkerStatus};
+use super::timers::{Timers, after};
+use crate::error::{BuildError, Cause, TaskError, TimeLimit, WorkerLoss};
 use crate::shared::ledger::Started;
 use crate::wire::codec;
 use crate::wire::frame::{Message, Outgoing};
@@ -23,6 +26,13 @@ use crate::wire::message::{Control, Failure, kind};
 /// Workers that may die one after the other with a task in front of them that they had not begun, before it is taken
 /// for the cause.
 const LOSSES_BEFORE_START: u32 = 5;
+
+/// What a worker may take to give back or stop a cancelled task before it is stopped itself.
+const RECALL_GRACE: Duration = Duration::from_secs(1);
+/// What a chunk may take to its next element, where it can end, before its worker is stopped.
+const CHUNK_GRACE: Duration = Duration::from_millis(10);
+/// Stopped workers, beside one for each place, that may take their time to end. Beyond them they are killed at once.
+const MOST_LINGERING: usize = 4;
 
 /// Everything that a pool's handles, futures and workers share.
 pub(crate) struct Shared {
@@ -35,23 +45,33 @@ pub(crate) struct Shared {
     pub(crate) changed: Event,
     /// Becomes `true` when workers must not be started any more.
     pub(crate) stop: watch::Sender<bool>,
+    pub(crate) timers: Arc<Timers<Due>>,
+    /// Where the keeper hears of workers that are to be started.
+    starts: mpsc::UnboundedSender<Start>,
 }
 
 pub(crate) struct Core {
     pub(crate) state: State<Arc<Call>>,
+    /// By a worker's index in the state.
     pub(crate) links: Vec<Option<Arc<Link>>>,
+    /// By a worker's number.
     pub(crate) records: Vec<WorkerRecord>,
     pub(crate) latencies: Latencies,
     pub(crate) end: Option<End>,
-    /// Supervisors that have not finished.
-    pub(crate) supervisors: usize,
+    /// Why no worker starts, while none does.
+    failing: Option<BuildError>,
 }
 
-/// What is remembered of a worker for [`stats`](crate::Pool::stats).
+/// What is remembered of the workers that had a number, one after the other.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct WorkerRecord {
     pub(crate) tasks_done: u64,
-    pub(crate) restarts: u64,
+    /// Starts, failed ones included.
+    pub(crate) starts: u64,
+    /// Starts that failed, one after the other.
+    pub(crate) failures: u32,
+    /// Workers that died with nothing to do, one after the other.
+    pub(crate) deaths: u32,
 }
 
 /// Why a task was not taken.
@@ -91,32 +111,41 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// `user` is the runtime that callbacks may use.
-    pub(crate) fn new(config: Config, user: Option<Handle>) -> Self {
-        let workers = config.workers;
+    /// `user` is the runtime that callbacks may use. What comes back tells the pool's keeper which workers to start.
+    pub(crate) fn new(config: Config, user: Option<Handle>) -> (Self, mpsc::UnboundedReceiver<Start>) {
+        let sizing = Sizing {
+            least: config.least_workers,
+            most: config.workers,
+            lanes: config.tasks_per_worker,
+            capacity: config.queue_capacity,
+            tasks_per_life: config.max_tasks_per_worker,
+        };
         let core = Core {
-            state: State::new(workers, config.tasks_per_worker, config.queue_capacity),
-            links: vec![None; workers],
-            records: vec![WorkerRecord::default(); workers],
+            state: State::new(sizing),
+            links: Vec::new(),
+            records: Vec::new(),
             latencies: Latencies::default(),
             end: None,
-            supervisors: workers,
+            failing: None,
         };
-        Self {
+        let (starts, to_start) = mpsc::unbounded_channel();
+        let shared = Self {
             config,
             core: Mutex::new(core),
             callbacks: Callbacks::new(user),
             room: Event::new(),
             changed: Event::new(),
             stop: watch::channel(false).0,
-        }
+            timers: Arc::default(),
+            starts,
+        };
+        (shared, to_start)
     }
 
     /// A pool that could not be started.
     pub(crate) fn failed(error: BuildError) -> Self {
-        let shared = Self::new(Config::default(), None);
+        let (shared, _) = Self::new(Config::default(), None);
         let mut core = shared.lock();
-        core.supervisors = 0;
         core.end = Some(End::Failed(error));
         drop(core.state.terminate());
         drop(core);
@@ -129,8 +158,13 @@ impl Shared {
 
     /// Hands a task over. `Err` says why not; the task has not ended then.
     pub(crate) fn submit(&self, call: &Arc<Call>) -> Result<(), Cause> {
+        self.watch(call)?;
         let mut core = self.lock();
-        match core.state.submit(call.priority, call.size, Arc::clone(call)) {
+        core.admit()?;
+        match core
+            .state
+            .submit(call.priority, call.weight, call.size, Arc::clone(call))
+        {
             Ok(id) => {
                 // Before the frame leaves, which is when the actions are carried out.
                 call.set_id(id);
@@ -141,10 +175,24 @@ impl Shared {
         }
     }
 
+    /// Has a task's times watched, from its first attempt to get in. `Err` when one is up already.
+    fn watch(&self, call: &Arc<Call>) -> Result<(), Cause> {
+        if !call.has_limits() || call.is_watched() {
+            return Ok(());
+        }
+        match call.waited(Instant::now()) {
+            Ok(limit) => Err(Cause::TimedOut { limit, ran: None }),
+            Err(Some(at)) => {
+                call.watch(&self.timers, at);
+                Ok(())
+            }
+            Err(None) => Ok(()),
+        }
+    }
+
     /// Whether a task would be taken now.
     pub(crate) fn admit(&self) -> Result<(), Cause> {
-        let core = self.lock();
-        core.state.admit().map_err(|refusal| core.refusal(refusal))
+        self.lock().admit()
     }
 
     /// Hands a task over, or says how to wait for room. A task that is refused for good has ended.
@@ -176,28 +224,62 @@ impl Shared {
 
     /// Ends a task that nobody wants any more.
     pub(crate) fn cancel(&self, call: &Arc<Call>) {
-        let mut core = self.lock();
-        let cancelled = core.state.cancel(call.priority, call.id());
-        if let Cancelled::InFlight(_) = cancelled
-            && let Some(worker) = core.state.worker_of(call.id())
-            && let Some(link) = &core.links[worker]
-        {
-            // At once, so that a task which has not started never does; asking for it back takes its time.
-            link.ledger.revoke(call.id());
+        self.end_call(self.lock(), call, Cause::Cancelled);
+    }
+
+    /// Ends a task before its worker has answered: in the queue, it never runs; at a worker, it is stopped.
+    pub(crate) fn end_call(&self, mut core: MutexGuard<'_, Core>, call: &Arc<Call>, cause: Cause) {
+        let id = call.id();
+        let Core { state, links, .. } = &mut *core;
+        let link = state.worker_of(id).and_then(|worker| links[worker].clone());
+        let polite = link
+            .as_ref()
+            .is_some_and(|link| call.is_chunk() || self.may_end(link));
+        let cancelled = state.cancel(call.priority, id, polite);
+        if let (Cancelled::InFlight(_), Some(link)) = (&cancelled, &link) {
+            self.ask_to_end(link, id, polite);
         }
         self.act(core);
         match cancelled {
             Cancelled::Queued(call) | Cancelled::InFlight(call) => {
-                call.complete(Err(call.error(Cause::Cancelled)), &self.callbacks);
+                call.complete(Err(call.error(cause)), &self.callbacks);
             }
             Cancelled::Unknown => {}
         }
         self.tell_room(1);
     }
 
+    /// Whether tasks at a worker may be expected to end by themselves when they are asked to.
+    pub(crate) fn may_end(&self, link: &Link) -> bool {
+        link.ledger.listens() && !self.config.cancel_grace.is_zero()
+    }
+
+    /// Tells a worker that a task should end, and sees to it that it does.
+    pub(crate) fn ask_to_end(&self, link: &Link, id: u64, polite: bool) {
+        // At once, so that a task which has not started never does; asking for it back takes its time.
+        link.ledger.revoke(id);
+        let grace = match polite {
+            true if self.may_end(link) => self.config.cancel_grace,
+            true => CHUNK_GRACE,
+            false => RECALL_GRACE,
+        };
+        // Others should not pay for it with their lives too soon.
+        let grace = if self.config.tasks_per_worker > 1 {
+            grace.max(RECALL_GRACE)
+        } else {
+            grace
+        };
+        let due = Due::Stop {
+            worker: link.place,
+            process: link.process,
+            id,
+        };
+        self.timers.insert(after(grace), due);
+    }
+
     /// Tells as many who wait for room as tasks have ended. Some of them may not listen, a stream that nobody polls,
     /// say; when the pool has nothing to do, all are told, so that nobody waits for those.
-    fn tell_room(&self, ended: usize) {
+    pub(crate) fn tell_room(&self, ended: usize) {
         if self.config.queue_capacity.is_none() {
             return;
         }
@@ -220,6 +302,10 @@ impl Shared {
         let mut later: Vec<(Arc<Link>, Action<()>)> = Vec::new();
         while let Some(action) = core.state.next_action() {
             let (worker, action) = match action {
+                Action::Start { worker, number } => {
+                    core.start(worker, number, &self.starts);
+                    continue;
+                }
                 Action::Send {
                     worker,
                     id,
@@ -232,6 +318,9 @@ impl Shared {
                         continue;
                     };
                     if let Some(link) = &core.links[worker] {
+                        if let Some(timeout) = payload.timeout() {
+                            self.check_by(link, after(timeout));
+                        }
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
                         if link.push(Parcel::Task(frame), id) || urgent {
@@ -261,12 +350,14 @@ impl Shared {
                     (worker, Action::Recall { worker })
                 }
                 Action::Abort { worker, id } => (worker, Action::Abort { worker, id }),
-                Action::Kill { worker } => (worker, Action::Kill { worker }),
+                Action::Stop { worker } => (worker, Action::Stop { worker }),
             };
             if let Some(link) = &core.links[worker] {
                 later.push((Arc::clone(link), action));
             }
         }
+        // Not too many at a time take their time to end.
+        let may_linger = core.state.ending() <= MOST_LINGERING + core.state.size();
         drop(core);
         for link in flush {
             link.flush();
@@ -274,12 +365,15 @@ impl Shared {
         for (link, action) in later {
             match action {
                 Action::Abort { id, .. } => link.control(Control::Abort(id)),
-                Action::Kill { .. } => link.killer.kill(),
+                Action::Stop { .. } if may_linger && !self.config.term_grace.is_zero() => {
+                    link.killer.terminate();
+                    link.stopping.notify_one();
+                }
+                Action::Stop { .. } => link.killer.kill(),
                 _ => {
                     // What still waits here could not be given back.
                     link.flush();
                     link.control(Control::Recall);
-                    link.recalled.notify_one();
                 }
             }
         }
@@ -300,6 +394,7 @@ impl Shared {
                 break;
             }
         }
+        self.look_at(&mut core, link, now);
         let ended = done.len().max(1);
         self.act(core);
         self.tell_room(ended);
@@ -315,7 +410,7 @@ impl Shared {
     /// The worker at `link` is gone: what it left is taken, the task that it ran has ended, the rest goes elsewhere.
     pub(crate) fn lost(&self, link: &Link, loss: &WorkerLoss) {
         link.drain(self);
-        let worker = link.worker;
+        let worker = link.place;
         let mut started = link.ledger.started();
         let mut loss = loss.clone();
         if loss.fault.is_none() {
@@ -324,47 +419,78 @@ impl Shared {
         let mut done = Vec::new();
         let mut core = self.lock();
         core.links[worker] = None;
-        let replaced = core.end.is_none();
+        let record = &mut core.records[link.number];
+        record.deaths = if link.had_tasks() || link.is_old() {
+            0
+        } else {
+            record.deaths + 1
+        };
         if started.is_empty()
             && let Some((id, call)) = core.state.front(worker)
             && call.count_loss() >= LOSSES_BEFORE_START
         {
             // Time and again the worker that should begin it dies: receiving it may be what kills them.
-            started.push(Started { id, element: 0 });
+            started.push(Started {
+                id,
+                element: 0,
+                since: 0,
+            });
         }
-        for (call, element) in core.state.lost(worker, Some(&started), replaced).lost {
-            let error = call.error(Cause::WorkerLost(loss.clone()));
-            if !call.is_chunk() {
-                done.push((call, Err(error)));
-                continue;
-            }
-            match call.lose_element(element, &error) {
-                Ok(rest) => core
-                    .state
-                    .resubmit(rest.priority, rest.id(), rest.size, Arc::clone(&rest)),
-                Err(reply) => done.push((
-                    call,
-                    Ok(Reply {
-                        worker,
-                        pid: link.pid,
-                        ..reply
-                    }),
-                )),
-            }
+        for (call, element) in core.state.lost(worker, &started) {
+            let cause = match link.overdue(call.id()) {
+                Some(limit) => Cause::TimedOut {
+                    limit,
+                    ran: Some((link.number, link.pid)),
+                },
+                None => Cause::WorkerLost(loss.clone()),
+            };
+            core.fail(link, call, element, cause, &mut done);
         }
         self.act(core);
         for (call, outcome) in done {
             call.complete(outcome, &self.callbacks);
         }
         self.room.notify_additional(usize::MAX);
+        self.process_gone();
+    }
+
+    /// A process could not be started, or was not wanted any more when it was its turn.
+    pub(crate) fn not_started(&self, worker: usize) {
+        let mut core = self.lock();
+        core.state.gone(worker);
+        self.act(core);
+        self.process_gone();
+    }
+
+    /// One process less.
+    fn process_gone(&self) {
+        if self.lock().is_over() {
+            self.callbacks.close();
+        }
         self.changed.notify(usize::MAX);
+    }
+
+    /// No worker is there and none can be started: whoever waits is told. Later tasks are refused until one starts.
+    pub(crate) fn cannot_start(&self, error: &BuildError) {
+        let mut core = self.lock();
+        core.failing = Some(error.clone());
+        let queued = core.state.give_up();
+        self.act(core);
+        for call in queued {
+            call.complete(Err(call.error(Cause::PoolFailed(error.clone()))), &self.callbacks);
+        }
+        self.after_end();
     }
 
     /// Takes no more tasks; what was accepted is done.
     pub(crate) fn close(&self) {
         let mut core = self.lock();
         core.state.close();
+        let is_over = core.is_over();
         self.act(core);
+        if is_over {
+            self.callbacks.close();
+        }
         self.after_end();
     }
 
@@ -377,10 +503,14 @@ impl Shared {
         core.end = Some(end.clone());
         let (queued, sent) = core.state.terminate();
         let links: Vec<Arc<Link>> = core.links.iter().flatten().cloned().collect();
+        let is_over = core.is_over();
         drop(core);
         self.stop.send_replace(true);
         for link in links {
             link.killer.kill();
+        }
+        if is_over {
+            self.callbacks.close();
         }
         for (calls, began) in [(queued, false), (sent, true)] {
             for call in calls {
@@ -395,24 +525,11 @@ impl Shared {
         self.changed.notify(usize::MAX);
     }
 
-    /// A supervisor has finished: its worker is gone for good.
-    pub(crate) fn supervisor_finished(&self, worker: usize) {
-        let mut core = self.lock();
-        core.state.gone(worker);
-        core.supervisors -= 1;
-        let last = core.supervisors == 0;
-        drop(core);
-        if last {
-            self.callbacks.close();
-        }
-        self.changed.notify(usize::MAX);
-    }
-
     /// Waits until every worker is gone.
     pub(crate) async fn all_gone(&self) {
         loop {
             let changed = self.changed.listen();
-            if self.lock().supervisors == 0 {
+            if self.lock().is_over() {
                 return;
             }
             changed.await;
@@ -430,8 +547,128 @@ impl Core {
         }
     }
 
+    /// Whether a task would be taken.
+    fn admit(&self) -> Result<(), Cause> {
+        self.state.admit().map_err(|refusal| self.refusal(refusal))?;
+        match &self.failing {
+            Some(error) => Err(Cause::PoolFailed(error.clone())),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.state.phase() == Phase::Open
+    }
+
+    /// Whether the pool takes no tasks and has no processes any more.
+    fn is_over(&self) -> bool {
+        !self.is_open() && self.state.processes() == 0
+    }
+
+    /// Has a worker started.
+    fn start(&mut self, worker: usize, number: usize, starts: &mpsc::UnboundedSender<Start>) {
+        if self.links.len() <= worker {
+            self.links.resize(worker + 1, None);
+        }
+        if self.records.len() <= number {
+            self.records.resize(number + 1, WorkerRecord::default());
+        }
+        let record = &mut self.records[number];
+        record.starts += 1;
+        let start = Start {
+            worker,
+            number,
+            failures: record.failures + record.deaths,
+        };
+        // The keeper goes when the pool is over, and then nothing is started.
+        starts.send(start).ok();
+    }
+
+    /// Whether a worker that has not been started is still wanted.
+    pub(crate) fn wants(&self, worker: usize) -> bool {
+        self.end.is_none() && self.state.wants(worker)
+    }
+
+    /// The worker is up: whatever kept others from starting may be over.
+    pub(crate) fn started(&mut self, number: usize) {
+        self.records[number].failures = 0;
+        self.failing = None;
+    }
+
+    /// Starts that have failed for this number, one after the other, with this one.
+    pub(crate) fn count_failure(&mut self, number: usize) -> u32 {
+        self.records[number].failures += 1;
+        self.records[number].failures
+    }
+
+    /// A task was lost at `element` of it: it is tried again, or it has ended.
+    pub(crate) fn fail(
+        &mut self,
+        link: &Link,
+        call: Arc<Call>,
+        element: u64,
+        cause: Cause,
+        done: &mut Vec<(Arc<Call>, Outcome)>,
+    ) {
+        let error = call.error(cause);
+        let again = if call.is_chunk() {
+            call.lose_element(element, error).map_err(|reply| {
+                Ok(Reply {
+                    worker: link.number,
+                    pid: link.pid,
+                    ..reply
+                })
+            })
+        } else {
+            let tried = call.try_again(error).map_err(Err);
+            tried.map(|()| Arc::clone(&call))
+        };
+        match again {
+            Ok(rest) => self.resubmit(rest, done),
+            Err(outcome) => done.push((call, outcome)),
+        }
+    }
+
+    /// Puts a task that must run again, or what is left of one, into the queue, if there is time.
+    fn resubmit(&mut self, call: Arc<Call>, done: &mut Vec<(Arc<Call>, Outcome)>) {
+        if call.is_chunk() && call.is_late(Instant::now()) {
+            let error = call.error(Cause::TimedOut {
+                limit: TimeLimit::Deadline,
+                ran: None,
+            });
+            let reply = call.lose_rest(&error);
+            done.push((call, Ok(reply)));
+            return;
+        }
+        self.state
+            .resubmit(call.priority, call.id(), call.weight, call.size, call);
+    }
+
+    /// The workers by number, one for each.
+    pub(crate) fn workers(&self) -> Vec<WorkerStats> {
+        let mut by_number: BTreeMap<usize, (usize, WorkerStatus)> = BTreeMap::new();
+        for (index, number, state, tasks) in self.state.staffed() {
+            let status = WorkerStatus::new(state, tasks);
+            let entry = by_number.entry(number).or_insert((index, status));
+            // While one replaces another, the one that works.
+            if status < entry.1 {
+                *entry = (index, status);
+            }
+        }
+        let worker = |number: usize, index: Option<usize>, status| WorkerStats {
+            id: number,
+            pid: index.and_then(|index| Some(self.links[index].as_ref()?.pid)),
+            status,
+            tasks_done: self.records[number].tasks_done,
+            restarts: self.records[number].starts.saturating_sub(1),
+            resident_memory: None,
+        };
+        let listed = (0..self.records.len()).filter_map(|number| match by_number.get(&number) {
+            Some(&(index, status)) => Some(worker(number, Some(index), status)),
+            None if self.is_open() => None,
+            None => Some(worker(number, None, WorkerStatus::Gone)),
+        });
+        listed.collect()
     }
 
     fn take(
@@ -441,21 +678,20 @@ impl Core {
         now: Instant,
         done: &mut Vec<(Arc<Call>, Outcome)>,
     ) -> Result<(), String> {
-        let worker = link.worker;
+        let worker = link.place;
         let Message { kind, id, body, fds } = message;
         match kind {
             kind::VALUE => {
                 let nanoseconds =
                     codec::take_u32(&mut &body[..]).ok_or("sent a result without a run time")?;
                 let run_time = Duration::from_nanos(u64::from(nanoseconds));
-                if let Some(call) = self.answered(worker, id, Some(run_time), now)? {
-                    let pid = link.pid;
+                if let Some(call) = self.answered(link, id, Some(run_time), now)? {
                     let reply = Reply {
                         bytes: body,
                         offset: 4,
                         fds,
-                        worker,
-                        pid,
+                        worker: link.number,
+                        pid: link.pid,
                         run_time,
                         lost: Vec::new(),
                     };
@@ -464,8 +700,8 @@ impl Core {
             }
             kind::FAILURE => {
                 let failure: Failure = codec::decode(&body).map_err(unreadable)?;
-                if let Some(call) = self.answered(worker, id, None, now)? {
-                    let error = failure_error(call.name(), failure, worker, link.pid);
+                if let Some(call) = self.answered(link, id, None, now)? {
+                    let error = failure_error(call.name(), failure, link.number, link.pid);
                     done.push((call, Err(error)));
                 }
             }
@@ -476,20 +712,31 @@ impl Core {
                 None if self.end.is_some() => {}
                 None => return Err(unknown(id)),
             },
-            kind::CHUNK_END => {
+            kind::CHUNK_END | kind::CHUNK_STOPPED => {
                 let nanoseconds = body
                     .first_chunk::<8>()
                     .ok_or("sent a chunk's end without a run time")?;
                 let run_time = Duration::from_nanos(u64::from_le_bytes(*nanoseconds));
-                if let Some(call) = self.answered(worker, id, Some(run_time), now)? {
+                if let Some(call) = self.answered(link, id, Some(run_time), now)? {
                     if !call.is_chunk() {
                         return Err(format!("answered task {id} as if it were a chunk"));
                     }
+                    let reply = if kind == kind::CHUNK_STOPPED {
+                        match call.unfinished() {
+                            Ok(rest) => {
+                                self.resubmit(rest, done);
+                                return Ok(());
+                            }
+                            Err(reply) => reply,
+                        }
+                    } else {
+                        call.finish_chunk()
+                    };
                     let reply = Reply {
-                        worker,
+                        worker: link.number,
                         pid: link.pid,
                         run_time,
-                        ..call.finish_chunk()
+                        ..reply
                     };
                     done.push((call, Ok(reply)));
                 }
@@ -509,7 +756,7 @@ impl Core {
     /// The call that an answer is for; `None` when nobody wants it any more.
     fn answered(
         &mut self,
-        worker: usize,
+        link: &Link,
         id: u64,
         run_time: Option<Duration>,
         now: Instant,
@@ -519,9 +766,9 @@ impl Core {
         }
         let call = self
             .state
-            .answered(worker, id, run_time)
+            .answered(link.place, id, run_time)
             .ok_or_else(|| unknown(id))?;
-        self.records[worker].tasks_done += 1;
+        self.records[link.number].tasks_done += 1;
         if let Some(call) = &call {
             self.latencies
                 .record(now.saturating_duration_since(call.submitted));

@@ -14,8 +14,9 @@ use super::chunks::{decode_single, single};
 use super::dispatch::{End, Shared};
 use super::imap::Imap;
 use super::map::{IterSource, Map, StreamSource};
+use super::options::TaskOptions;
 use super::result::{Apply, AsyncResult, Task};
-use super::stats::{Stats, WorkerStats, WorkerStatus, resident_memory};
+use super::stats::{Stats, WorkerStats, resident_memory};
 use crate::error::{BuildError, Cause, JoinError, TryApplyError};
 use crate::runtime;
 use crate::task::arguments::StarFn;
@@ -68,10 +69,14 @@ impl Drop for Owner {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shared = self.shared();
+        let (workers, phase) = {
+            let core = shared.lock();
+            (core.state.size(), core.state.phase())
+        };
         f.debug_struct("Pool")
             .field("name", &shared.config.name)
-            .field("workers", &shared.config.workers)
-            .field("phase", &shared.lock().state.phase())
+            .field("workers", &workers)
+            .field("phase", &phase)
             .finish()
     }
 }
@@ -195,7 +200,7 @@ impl Pool {
         self.try_apply_row(entry::blocking::<F, F, A, R>(&function), argument)
     }
 
-    /// A call with options: priority and callbacks.
+    /// A call with options: times, tries, priority and callbacks.
     ///
     /// # Examples
     ///
@@ -417,18 +422,7 @@ impl Pool {
     /// A snapshot of the workers, by number.
     #[must_use]
     pub fn workers(&self) -> Vec<WorkerStats> {
-        let mut workers: Vec<WorkerStats> = {
-            let core = self.shared().lock();
-            let worker = |id: usize| WorkerStats {
-                id,
-                pid: core.links[id].as_ref().map(|link| link.pid),
-                status: WorkerStatus::new(core.state.worker_state(id), core.state.in_flight(id)),
-                tasks_done: core.records[id].tasks_done,
-                restarts: core.records[id].restarts,
-                resident_memory: None,
-            };
-            (0..core.links.len()).map(worker).collect()
-        };
+        let mut workers: Vec<WorkerStats> = self.shared().lock().workers();
         // Read without the lock, for these are system calls.
         for worker in &mut workers {
             worker.resident_memory = worker.pid.and_then(resident_memory);
@@ -454,7 +448,13 @@ impl Pool {
         R: DeserializeOwned + 'static,
     {
         let shared = Arc::clone(self.shared());
-        let call = single(row, argument, shared.config.max_frame_size, 0).map(Arc::new);
+        let call = single(
+            row,
+            argument,
+            shared.config.max_frame_size,
+            &shared.config.task_options,
+        )
+        .map(Arc::new);
         Apply::new(shared, call, decode_single::<R>)
     }
 
@@ -464,7 +464,12 @@ impl Pool {
         R: DeserializeOwned + 'static,
     {
         let shared = Arc::clone(self.shared());
-        let call = single(row, argument, shared.config.max_frame_size, 0);
+        let call = single(
+            row,
+            argument,
+            shared.config.max_frame_size,
+            &TaskOptions::default(),
+        );
         Task::new(shared, call)
     }
 
@@ -480,8 +485,13 @@ impl Pool {
         let shared = Arc::clone(self.shared());
         // Looked at before the work of encoding, and again by the submission itself.
         let result = shared.admit().and_then(|()| {
-            let call =
-                single(row, &argument, shared.config.max_frame_size, 0).map_err(|error| error.cause())?;
+            let call = single(
+                row,
+                &argument,
+                shared.config.max_frame_size,
+                &shared.config.task_options,
+            )
+            .map_err(|error| error.cause())?;
             let call = Arc::new(call);
             shared.submit(&call)?;
             Ok(call)

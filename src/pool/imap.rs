@@ -5,6 +5,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use futures::stream::{FusedStream, Stream};
 use serde::Serialize;
@@ -75,10 +76,10 @@ impl<S, R> fmt::Debug for Imap<S, R> {
 impl<S, R> Imap<S, R> {
     pub(crate) fn new(shared: Arc<Shared>, row: u32, source: S, ordered: bool) -> Self {
         let state = State::Fresh {
+            options: Options::new(shared.config.task_options),
             shared,
             row,
             source,
-            options: Options::new(),
             look_ahead: None,
         };
         Self { state, ordered }
@@ -88,11 +89,8 @@ impl<S, R> Imap<S, R> {
     /// [`InvalidOption`](crate::TaskErrorKind::InvalidOption). Defaults to one at a time, and more where elements
     /// are measured to be short, up to an eighth of what is read ahead for a worker.
     #[doc(alias = "chunksize")]
-    pub fn chunk_size(mut self, elements: usize) -> Self {
-        if let State::Fresh { options, .. } = &mut self.state {
-            options.chunk_size = Some(elements);
-        }
-        self
+    pub fn chunk_size(self, elements: usize) -> Self {
+        self.with(|options| options.chunk_size = Some(elements))
     }
 
     /// How many elements may be read and not yielded, at least one chunk. Defaults to 8 for each task that the pool
@@ -112,9 +110,38 @@ impl<S, R> Imap<S, R> {
     }
 
     /// Tells how many elements have been yielded.
-    pub fn progress(mut self, progress: impl Progress) -> Self {
+    pub fn progress(self, progress: impl Progress) -> Self {
+        self.with(|options| options.progress = Some(Box::new(progress)))
+    }
+
+    /// How long an element may run, from its start on a worker, as [`Task::timeout`](crate::Task::timeout). One that
+    /// takes longer costs itself alone, not its chunk. Zero is [`InvalidOption`](crate::TaskErrorKind::InvalidOption).
+    /// Defaults to [`task_timeout`](crate::PoolBuilder::task_timeout).
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with(|options| options.task.timeout = Some(timeout))
+    }
+
+    /// When the elements must have ended. Those that have not by then end with
+    /// [`TimedOut`](crate::TaskErrorKind::TimedOut): those that run are stopped, the others never run. What is read
+    /// after that fails as well, so an input without end should be left then. Defaults to none.
+    pub fn deadline(self, deadline: Instant) -> Self {
+        self.with(|options| options.task.deadline = Some(deadline))
+    }
+
+    /// How often an element is tried again after its worker was lost or its time was up, as
+    /// [`Task::retries`](crate::Task::retries). Defaults to [`task_retries`](crate::PoolBuilder::task_retries).
+    pub fn retries(self, retries: u32) -> Self {
+        self.with(|options| options.task.retries = retries)
+    }
+
+    /// Elements of a higher priority start before tasks of a lower one that wait. Defaults to 0.
+    pub fn priority(self, priority: i32) -> Self {
+        self.with(|options| options.task.priority = priority)
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut Options)) -> Self {
         if let State::Fresh { options, .. } = &mut self.state {
-            options.progress = Some(Box::new(progress));
+            set(options);
         }
         self
     }
@@ -146,7 +173,7 @@ where
         let size = ChunkSize::for_stream(options.chunk_size, ahead, lanes);
         let (least, most) = source.size_hint();
         let counter = Counter::new(options.progress, most.filter(|&most| most == least));
-        let engine = Engine::new(shared, row, source, size, ahead);
+        let engine = Engine::new(shared, row, source, size, ahead, options.task);
         let streaming = Streaming {
             engine,
             counter,

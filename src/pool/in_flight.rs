@@ -7,10 +7,35 @@ use std::collections::VecDeque;
 pub(crate) struct Sent<P> {
     pub(crate) id: u64,
     pub(crate) priority: i32,
+    pub(crate) weight: u32,
     pub(crate) bytes: usize,
     pub(crate) payload: P,
-    /// Nobody wants the result any more.
-    pub(crate) cancelled: bool,
+    pub(crate) stop: Stop,
+}
+
+/// Whether a task at a worker shall be stopped, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    No,
+    Yes {
+        /// Its outcome is settled: whatever comes of it is discarded. Otherwise it ends as its worker says, or with
+        /// its worker.
+        settled: bool,
+        /// It may end by itself for so long as whoever asked is ready to wait, for it listens.
+        polite: bool,
+    },
+}
+
+impl<P> Sent<P> {
+    /// Whether it stands in the way of what comes behind it.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop != Stop::No
+    }
+
+    /// Whether its outcome is settled already.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.stop, Stop::Yes { settled: true, .. })
+    }
 }
 
 /// One worker's tasks, in the order in which they were sent, which is the order in which it starts them.

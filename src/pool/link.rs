@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use rustix::net::{RecvFlags, SendFlags};
@@ -20,6 +21,8 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use super::dispatch::Shared;
+use super::keeper::Watch;
+use crate::error::TimeLimit;
 use crate::process::child::Killer;
 use crate::shared::ledger::Ledger;
 use crate::shared::watched::{Watched, watch};
@@ -32,6 +35,8 @@ use crate::wire::transport::{Carry, Outbox, Received, Receiver, is_disconnect};
 const BATCH: usize = 16 * 1024;
 /// Reads in a row before other futures get their turn.
 const READS: usize = 16;
+/// A worker that lived longer than this did not die of its start.
+const LONG_LIFE: Duration = Duration::from_secs(5);
 
 /// What goes to a worker.
 #[derive(Debug)]
@@ -51,7 +56,9 @@ impl Carry for Parcel {
 
 /// A worker's connection, and what belongs to it.
 pub(crate) struct Link {
-    pub(crate) worker: usize,
+    /// Its index in the state, which another has when this one is gone.
+    pub(crate) place: usize,
+    pub(crate) number: usize,
     pub(crate) pid: u32,
     /// Which of the pool's processes this is.
     pub(crate) process: u64,
@@ -68,17 +75,23 @@ pub(crate) struct Link {
     fault: Mutex<Option<String>>,
     /// Told when the connection is of no more use.
     pub(crate) broken: Notify,
-    /// Told when the worker was asked to give tasks back.
-    pub(crate) recalled: Notify,
     /// Told when the worker was asked to end.
     pub(crate) ending: Notify,
+    /// Told when the worker was sent a SIGTERM.
+    pub(crate) stopping: Notify,
     had_tasks: AtomicBool,
+    is_worn: AtomicBool,
+    began: Instant,
+    watch: Mutex<Watch>,
+    /// Chunks whose element ran out of time.
+    overdue: Mutex<Vec<(u64, TimeLimit)>>,
 }
 
 /// What a link is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) worker: usize,
+    pub(crate) place: usize,
+    pub(crate) number: usize,
     pub(crate) pid: u32,
     pub(crate) process: u64,
     pub(crate) connection: Arc<OwnedFd>,
@@ -107,7 +120,7 @@ struct Reader {
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link")
-            .field("worker", &self.worker)
+            .field("number", &self.number)
             .field("pid", &self.pid)
             .finish_non_exhaustive()
     }
@@ -116,7 +129,8 @@ impl fmt::Debug for Link {
 impl Link {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts {
-            worker,
+            place,
+            number,
             pid,
             process,
             connection,
@@ -126,7 +140,8 @@ impl Link {
             killer,
         } = parts;
         Self {
-            worker,
+            place,
+            number,
             pid,
             process,
             ledger,
@@ -143,15 +158,48 @@ impl Link {
             closed: AtomicBool::new(false),
             fault: Mutex::new(None),
             broken: Notify::new(),
-            recalled: Notify::new(),
             ending: Notify::new(),
+            stopping: Notify::new(),
             had_tasks: AtomicBool::new(false),
+            is_worn: AtomicBool::new(false),
+            began: Instant::now(),
+            watch: Mutex::default(),
+            overdue: Mutex::default(),
         }
     }
 
     /// Whether the worker was ever sent a task.
     pub(crate) fn had_tasks(&self) -> bool {
         self.had_tasks.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has been up for so long that its end is no sign of trouble with its start.
+    pub(crate) fn is_old(&self) -> bool {
+        self.began.elapsed() > LONG_LIFE
+    }
+
+    /// Marks the worker as one that shall be replaced; `true` when it was already.
+    pub(crate) fn set_worn(&self) -> bool {
+        self.is_worn.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn lock_watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which time was up of a chunk that was stopped for it.
+    pub(crate) fn overdue(&self, id: u64) -> Option<TimeLimit> {
+        let overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
+        overdue
+            .iter()
+            .rev()
+            .find(|(late, _)| *late == id)
+            .map(|&(_, limit)| limit)
+    }
+
+    pub(crate) fn set_overdue(&self, id: u64, limit: TimeLimit) {
+        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
+        overdue.push((id, limit));
     }
 
     /// Puts something into the outbox; `true` when enough waits there to be sent by who is here.
@@ -240,6 +288,21 @@ impl Link {
         let handled = shared.handle(self, messages);
         reader.garbled |= result.is_err() || handled.is_err();
         handled.and(result)
+    }
+
+    /// Handles all that has come by now, for who cannot wait for the driving future.
+    pub(crate) fn read_all(&self, shared: &Shared) {
+        loop {
+            match self.read(shared) {
+                Ok(Some(true)) => {}
+                Ok(_) => return,
+                Err(fault) => {
+                    self.set_fault(fault);
+                    self.broken.notify_one();
+                    return;
+                }
+            }
+        }
     }
 
     /// Takes everything that a dead worker left: in the socket, then in the ledger. Nothing is read after it.

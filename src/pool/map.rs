@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use event_listener::EventListener;
 use futures::stream::{FuturesUnordered, Stream};
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use super::call::{Call, Outcome};
 use super::chunks::{ChunkSize, Gather, Packed, Packer, decode_all, decode_chunk, decode_single, single};
 use super::dispatch::{Refused, Shared};
+use super::options::TaskOptions;
 use super::progress::Progress;
 use super::result::AsyncResult;
 use crate::error::{Cause, TaskError};
@@ -83,6 +85,8 @@ pub(crate) struct Engine<S, R> {
     row: u32,
     source: Option<S>,
     packer: Packer,
+    /// Of every element.
+    task: TaskOptions,
     size: ChunkSize,
     /// Elements that may be read and not yielded.
     ahead: usize,
@@ -104,10 +108,18 @@ where
     S::Item: Serialize,
     R: DeserializeOwned,
 {
-    pub(crate) fn new(shared: Arc<Shared>, row: u32, source: S, size: ChunkSize, ahead: usize) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        row: u32,
+        source: S,
+        size: ChunkSize,
+        ahead: usize,
+        task: TaskOptions,
+    ) -> Self {
         let frames = FRAMES_PER_WORKER * shared.config.workers * shared.config.tasks_per_worker;
         Self {
-            packer: Packer::new(row, shared.config.max_frame_size),
+            packer: Packer::new(row, shared.config.max_frame_size, task),
+            task,
             shared,
             row,
             source: Some(source),
@@ -227,7 +239,7 @@ where
         self.outstanding += 1;
         let size = self.size.next();
         let packed = if size == 1 && self.packer.count() == 0 {
-            single(self.row, element, self.shared.config.max_frame_size, 0).map(|call| {
+            single(self.row, element, self.shared.config.max_frame_size, &self.task).map(|call| {
                 [
                     None,
                     Some(Packed {
@@ -327,26 +339,31 @@ impl Drop for Running {
 pub(crate) struct Options {
     pub(crate) chunk_size: Option<usize>,
     pub(crate) progress: Option<Box<dyn Progress>>,
+    /// Of every element.
+    pub(crate) task: TaskOptions,
 }
 
 impl Options {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(task: TaskOptions) -> Self {
         Self {
             chunk_size: None,
             progress: None,
+            task,
         }
     }
 
     pub(crate) fn check(&self, row: u32) -> Result<(), TaskError> {
-        if self.chunk_size == Some(0) {
-            let name = crate::task::table::entry(row).map_or("", |entry| entry.name);
-            let cause = Cause::InvalidOption {
+        let checked = match self.chunk_size {
+            Some(0) => Err(Cause::InvalidOption {
                 option: "chunk_size",
                 reason: "a chunk has at least one element",
-            };
-            return Err(TaskError::new(name, cause));
-        }
-        Ok(())
+            }),
+            _ => self.task.check(),
+        };
+        checked.map_err(|cause| {
+            let name = crate::task::table::entry(row).map_or("", |entry| entry.name);
+            TaskError::new(name, cause)
+        })
     }
 }
 
@@ -409,10 +426,10 @@ where
 {
     pub(crate) fn new(shared: Arc<Shared>, row: u32, input: I) -> Self {
         Self {
-            shared,
             row,
             input,
-            options: Options::new(),
+            options: Options::new(shared.config.task_options),
+            shared,
             result: PhantomData,
         }
     }
@@ -430,6 +447,35 @@ where
     /// Tells how many elements are done.
     pub fn progress(mut self, progress: impl Progress) -> Self {
         self.options.progress = Some(Box::new(progress));
+        self
+    }
+
+    /// How long an element may run, from its start on a worker, as [`Task::timeout`](crate::Task::timeout). One that
+    /// takes longer costs itself alone, not its chunk. Zero is [`InvalidOption`](crate::TaskErrorKind::InvalidOption).
+    /// Defaults to [`task_timeout`](crate::PoolBuilder::task_timeout).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.task.timeout = Some(timeout);
+        self
+    }
+
+    /// When all of it must have ended. Elements that have not by then end with
+    /// [`TimedOut`](crate::TaskErrorKind::TimedOut): those that run are stopped, the others never run. Defaults to
+    /// none.
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.options.task.deadline = Some(deadline);
+        self
+    }
+
+    /// How often an element is tried again after its worker was lost or its time was up, as
+    /// [`Task::retries`](crate::Task::retries). Defaults to [`task_retries`](crate::PoolBuilder::task_retries).
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.task.retries = retries;
+        self
+    }
+
+    /// Elements of a higher priority start before tasks of a lower one that wait. Defaults to 0.
+    pub fn priority(mut self, priority: i32) -> Self {
+        self.options.task.priority = priority;
         self
     }
 
@@ -499,12 +545,12 @@ where
         None if shared.config.tasks_per_worker > 1 => 1,
         None => elements.len().div_ceil(4 * workers),
     };
-    let mut packer = Packer::new(row, limit);
+    let mut packer = Packer::new(row, limit, options.task);
     let mut packed = Vec::new();
     for element in elements {
         if size == 1 {
             packed.push(Packed {
-                call: Arc::new(single(row, &element, limit, 0)?),
+                call: Arc::new(single(row, &element, limit, &options.task)?),
                 count: 1,
             });
             continue;
@@ -571,7 +617,7 @@ where
             size => size,
         };
         let size = ChunkSize::for_map(fixed.map(|size| size.max(1)), most, shared.config.workers);
-        let mut engine = Engine::new(shared, row, source, size, usize::MAX);
+        let mut engine = Engine::new(shared, row, source, size, usize::MAX, options.task);
         if refused.is_some() {
             engine.stop_reading();
         }
@@ -725,16 +771,20 @@ mod tests {
         let size = ChunkSize::for_map(Some(3), None, 1);
         let row = row(|fd: Option<Fd>| fd.is_some());
         Engine::new(
-            Arc::new(Shared::new(config, None)),
+            Arc::new(Shared::new(config, None).0),
             row,
             IterSource(input),
             size,
             10,
+            TaskOptions::default(),
         )
     }
 
     fn make_room(shared: &Shared) {
-        shared.lock().state.ready(0);
+        let mut core = shared.lock();
+        core.links.resize(1, None);
+        core.state.ready(0);
+        drop(core);
         shared.room.notify_additional(usize::MAX);
     }
 

@@ -1,16 +1,20 @@
-//! The pool, in the order of a task's life: what the user holds (`handle`, `builder`), what decides (`state`,
-//! `in_flight`), what acts on it (`dispatch`, `link`, `supervisor`), and what comes back (`call`, `result`,
-//! `callback`, `map`, `imap`).
+//! The pool, in the order of a task's life: what the user holds (`handle`, `builder`), what decides (`state`, `queue`,
+//! `in_flight`), what acts on it (`dispatch`, `link`, `keeper`, `timers`, `supervisor`), and what comes back (`call`,
+//! `result`, `callback`, `map`, `imap`).
 
 pub(crate) mod handle;
 pub(crate) mod asynchronous;
 pub(crate) mod builder;
 pub(crate) mod cpus;
 pub(crate) mod state;
+pub(crate) mod queue;
 pub(crate) mod in_flight;
 pub(crate) mod dispatch;
 pub(crate) mod link;
+pub(crate) mod keeper;
+pub(crate) mod timers;
 pub(crate) mod supervisor;
+pub(crate) mod options;
 pub(crate) mod call;
 pub(crate) mod result;
 pub(crate) mod callback;

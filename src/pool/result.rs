@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use event_listener::EventListener;
 use futures::future::FusedFuture;
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::call::{Call, Outcome, Reply};
 use super::chunks::{Gather, decode_single};
 use super::dispatch::{Refused, Shared};
+use super::options::TaskOptions;
 use crate::error::{Cause, TaskError};
 
 /// Turns a reply's bytes into the value.
@@ -268,6 +270,12 @@ impl<R> Future for Apply<R> {
             match &mut this.state {
                 ApplyState::Unsubmitted { call, room } => {
                     if let Some(listener) = room {
+                        // Its time may be up before there is room.
+                        if let Poll::Ready(outcome) = call.poll(context) {
+                            let result = outcome.and_then(|reply| (this.decode)(call, reply));
+                            this.state = ApplyState::Done;
+                            return Poll::Ready(result);
+                        }
                         std::task::ready!(Pin::new(listener).poll(context));
                         *room = None;
                     }
@@ -321,6 +329,7 @@ impl<R> Drop for Apply<R> {
 pub struct Task<R> {
     shared: Arc<Shared>,
     call: Result<Call, TaskError>,
+    options: TaskOptions,
     callbacks: Vec<Attach<R>>,
     error_callbacks: Vec<AttachError>,
     result: PhantomData<fn() -> R>,
@@ -340,6 +349,7 @@ impl<R> fmt::Debug for Task<R> {
 impl<R: DeserializeOwned + 'static> Task<R> {
     pub(crate) fn new(shared: Arc<Shared>, call: Result<Call, TaskError>) -> Self {
         Self {
+            options: shared.config.task_options,
             shared,
             call,
             callbacks: Vec::new(),
@@ -350,9 +360,44 @@ impl<R: DeserializeOwned + 'static> Task<R> {
 
     /// Tasks of a higher priority start before those of a lower one that wait. Defaults to 0.
     pub fn priority(mut self, priority: i32) -> Self {
-        if let Ok(call) = &mut self.call {
-            call.priority = priority;
-        }
+        self.options.priority = priority;
+        self
+    }
+
+    /// How long the task may run, from its start on a worker. One that takes longer is stopped, as a
+    /// [cancelled](AsyncResult::abort) one is, and ends with
+    /// [`TimedOut(Running)`](crate::TaskErrorKind::TimedOut). Zero is
+    /// [`InvalidOption`](crate::TaskErrorKind::InvalidOption). Defaults to
+    /// [`task_timeout`](crate::PoolBuilder::task_timeout).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout);
+        self
+    }
+
+    /// How long the task may wait from its submission to its start, for room in a bounded queue too. One that has not
+    /// started by then never does, and ends with [`TimedOut(Queued)`](crate::TaskErrorKind::TimedOut). Zero is
+    /// [`InvalidOption`](crate::TaskErrorKind::InvalidOption). Defaults to
+    /// [`queue_timeout`](crate::PoolBuilder::queue_timeout).
+    pub fn queue_timeout(mut self, timeout: Duration) -> Self {
+        self.options.queue_timeout = Some(timeout);
+        self
+    }
+
+    /// When the task must have ended, whatever its tries. One that runs then is stopped, one that has not started never
+    /// does; it ends with [`TimedOut`](crate::TaskErrorKind::TimedOut). One that has passed is that at once. Defaults
+    /// to [`task_deadline`](crate::PoolBuilder::task_deadline) from now.
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.options.deadline = Some(deadline);
+        self.options.time_to_live = None;
+        self
+    }
+
+    /// How often the task is tried again after its worker was lost or its [`timeout`](Self::timeout) was up. A failure
+    /// that the task itself has, a panic, an error that it returns, is never tried again. The error of the last try
+    /// has [those of all](TaskError::attempts). Only for tasks that may run more than once. Defaults to
+    /// [`task_retries`](crate::PoolBuilder::task_retries).
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.options.retries = retries;
         self
     }
 
@@ -384,10 +429,18 @@ impl<R: DeserializeOwned + 'static> Task<R> {
         let Self {
             shared,
             call,
+            options,
             callbacks,
             error_callbacks,
             ..
         } = self;
+        let call = call.and_then(|mut call| match options.check() {
+            Ok(()) => {
+                call.set_options(&options);
+                Ok(call)
+            }
+            Err(cause) => Err(call.error(cause)),
+        });
         // An argument that cannot be encoded ends the task like any other failure: callbacks hear of it.
         let (call, failed) = match call {
             Ok(call) => (Arc::new(call), None),

@@ -1,4 +1,5 @@
-//! Everything that the pool decides: which task goes to which worker, when, and what becomes of it.
+//! Everything that the pool decides: which task goes to which worker, when, what becomes of it, and which workers there
+//! are.
 //!
 //! Pure and synchronous: events go in as method calls, [`Action`]s come out. It knows nothing of processes, sockets,
 //! futures or time, so that its promises are tested without any:
@@ -6,13 +7,19 @@
 //! - every task that was accepted leaves exactly once: answered, lost, cancelled or drained;
 //! - tasks start in order of priority, then of submission;
 //! - no task waits at a busy worker while another worker is idle: it is recalled;
-//! - a worker that is about to be killed is sent nothing, and what it had not started goes back to the queue.
+//! - a worker that is about to be stopped is sent nothing, and what it had not started goes back to the queue;
+//! - as many workers are up or on their way as are wanted, whatever becomes of them (see [`staff`]).
+//!
+//! A worker here is one process. Its index is used again when it is gone; its *number* is what users know, and its
+//! replacement has the same.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, VecDeque};
+mod staff;
+
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::in_flight::{InFlight, Sent};
+use super::in_flight::{InFlight, Sent, Stop};
+use super::queue::{Queue, Queued};
 use crate::shared::ledger::{MOST_WAITING, Started};
 
 /// Unstarted tasks that a worker holds at most, so that the way there and back is hidden.
@@ -22,9 +29,26 @@ const WAITING_WORK: Duration = Duration::from_micros(200);
 /// Bytes that tasks at a busy worker may add up to before it is sent no more.
 const WAITING_BYTES: usize = 1 << 20;
 
+/// How large a pool may be, and what it takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizing {
+    /// Workers that are always there.
+    pub(crate) least: usize,
+    /// Workers that there are at most.
+    pub(crate) most: usize,
+    /// Tasks that a worker runs at a time.
+    pub(crate) lanes: usize,
+    /// Tasks that may wait.
+    pub(crate) capacity: Option<usize>,
+    /// Tasks that a worker is sent in its life.
+    pub(crate) tasks_per_life: Option<u64>,
+}
+
 /// What the owner of the state must do, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action<P> {
+    /// Start a process and say when it is ready, or gone.
+    Start { worker: usize, number: usize },
     /// Send a task.
     Send {
         worker: usize,
@@ -34,10 +58,10 @@ pub(crate) enum Action<P> {
     },
     /// Ask for every task that has not started.
     Recall { worker: usize },
-    /// Stop an async task that shares its worker with others.
+    /// Tell a task that it should end.
     Abort { worker: usize, id: u64 },
-    /// Kill the worker: the one task that it runs is cancelled, and it holds no other.
-    Kill { worker: usize },
+    /// Stop the process, whatever it runs.
+    Stop { worker: usize },
     /// Tell the worker that no more tasks come.
     Shutdown { worker: usize },
 }
@@ -70,39 +94,67 @@ pub(crate) enum Cancelled<P> {
     Unknown,
 }
 
-/// What was at a worker that is gone.
-#[derive(Debug)]
-pub(crate) struct Loss<P> {
-    /// Tasks that had started, with the element that each had reached.
-    pub(crate) lost: Vec<(P, u64)>,
-}
-
-/// A worker as the pool sees it.
+/// How far a worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WorkerState {
     /// Being started, or waiting to be.
     Starting,
+    /// Is up, and takes tasks when the one that it replaces has done its last.
+    Standby,
     /// Takes tasks.
     Ready,
-    /// Will end, and takes no more tasks.
+    /// Finishes the tasks that it has, and takes no more.
+    Retiring,
+    /// Was stopped or told to end.
     Ending,
-    /// Has ended and is not replaced.
+    /// Has ended.
     Gone,
+}
+
+/// Whether a worker should be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wear {
+    None,
+    /// Soon: another is started in time.
+    Fading,
+    /// As soon as another is up.
+    Worn,
 }
 
 #[derive(Debug)]
 struct Worker<P> {
+    number: usize,
     state: WorkerState,
+    wear: Wear,
     in_flight: InFlight<P>,
     recalling: bool,
     /// What waited here was recalled for an idle worker: nothing is sent ahead until the running task is answered.
     held: bool,
+    /// Tasks that it may still be sent.
+    budget: Option<u64>,
 }
 
 impl<P> Worker<P> {
+    fn starting(number: usize, budget: Option<u64>) -> Self {
+        Self {
+            number,
+            state: WorkerState::Starting,
+            wear: Wear::None,
+            in_flight: InFlight::default(),
+            recalling: false,
+            held: false,
+            budget,
+        }
+    }
+
     /// Sent tasks that cannot have started, for the lanes in front of them are taken.
     fn waiting(&self, lanes: usize) -> usize {
         self.in_flight.len().saturating_sub(lanes)
+    }
+
+    /// Whether it may have tasks.
+    fn is_up(&self) -> bool {
+        matches!(self.state, WorkerState::Ready | WorkerState::Retiring)
     }
 
     /// Whether it may be sent tasks now.
@@ -110,9 +162,9 @@ impl<P> Worker<P> {
         self.state == WorkerState::Ready && !self.recalling && !self.is_doomed()
     }
 
-    /// Whether a task that is cancelled stands in the way of new ones.
+    /// Whether a task that shall be stopped stands in the way of new ones.
     fn is_doomed(&self) -> bool {
-        self.in_flight.iter().any(|task| task.cancelled)
+        self.in_flight.iter().any(Sent::is_stopping)
     }
 }
 
@@ -134,83 +186,20 @@ impl Priorities {
     }
 }
 
-#[derive(Debug)]
-struct Queued<P> {
-    id: u64,
-    bytes: usize,
-    payload: P,
-}
-
-/// Tasks that wait, by priority, then by id, which is the order of submission.
-#[derive(Debug)]
-struct Queue<P> {
-    levels: BTreeMap<Reverse<i32>, VecDeque<Queued<P>>>,
-    len: usize,
-}
-
-impl<P> Queue<P> {
-    fn push(&mut self, priority: i32, task: Queued<P>) {
-        let level = self.levels.entry(Reverse(priority)).or_default();
-        // A task that comes back goes to its old place.
-        if level.back().is_none_or(|last| last.id < task.id) {
-            level.push_back(task);
-        } else {
-            let index = level.partition_point(|other| other.id < task.id);
-            level.insert(index, task);
-        }
-        self.len += 1;
-    }
-
-    fn pop(&mut self) -> Option<(i32, Queued<P>)> {
-        let mut level = self.levels.first_entry()?;
-        let priority = level.key().0;
-        let task = level.get_mut().pop_front();
-        if level.get().is_empty() {
-            level.remove();
-        }
-        self.len -= 1;
-        task.map(|task| (priority, task))
-    }
-
-    fn front_bytes(&self) -> usize {
-        self.levels
-            .first_key_value()
-            .and_then(|(_, level)| level.front())
-            .map_or(0, |task| task.bytes)
-    }
-
-    fn remove(&mut self, priority: i32, id: u64) -> Option<P> {
-        let level = self.levels.get_mut(&Reverse(priority))?;
-        let index = level.binary_search_by_key(&id, |task| task.id).ok()?;
-        let task = level.remove(index)?;
-        if level.is_empty() {
-            self.levels.remove(&Reverse(priority));
-        }
-        self.len -= 1;
-        Some(task.payload)
-    }
-
-    fn drain(&mut self) -> Vec<P> {
-        self.len = 0;
-        std::mem::take(&mut self.levels)
-            .into_values()
-            .flatten()
-            .map(|task| task.payload)
-            .collect()
-    }
-}
-
 /// The pool's state. `P` is what a task carries.
 #[derive(Debug)]
 pub(crate) struct State<P> {
     phase: Phase,
+    sizing: Sizing,
+    /// Workers that there should be now.
+    size: usize,
     next_id: u64,
     /// Whether tasks have come with different priorities, so that a later one may have to go first.
     priorities: Priorities,
     queue: Queue<P>,
     workers: Vec<Worker<P>>,
-    lanes: usize,
-    capacity: Option<usize>,
+    /// A worker has come, gone or worn out since the staff was looked at.
+    restaff: bool,
     /// Unstarted tasks that a worker may hold now.
     depth: usize,
     /// A moving average of run times.
@@ -219,29 +208,22 @@ pub(crate) struct State<P> {
 }
 
 impl<P: Clone> State<P> {
-    /// `lanes` is how many tasks a worker runs at a time; `capacity` how many may wait.
-    pub(crate) fn new(workers: usize, lanes: usize, capacity: Option<usize>) -> Self {
-        let worker = || Worker {
-            state: WorkerState::Starting,
-            in_flight: InFlight::default(),
-            recalling: false,
-            held: false,
-        };
-        Self {
+    pub(crate) fn new(sizing: Sizing) -> Self {
+        let mut state = Self {
             phase: Phase::Open,
+            sizing,
+            size: sizing.least,
             next_id: 1,
             priorities: Priorities::None,
-            queue: Queue {
-                levels: BTreeMap::new(),
-                len: 0,
-            },
-            workers: (0..workers).map(|_| worker()).collect(),
-            lanes,
-            capacity,
+            queue: Queue::default(),
+            workers: Vec::new(),
+            restaff: true,
             depth: 1,
             run_time: None,
             actions: VecDeque::new(),
-        }
+        };
+        state.staff();
+        state
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -255,35 +237,30 @@ impl<P: Clone> State<P> {
 
     /// Tasks that have not started, in the queue or at a worker.
     pub(crate) fn queued(&self) -> usize {
-        self.queue.len
+        let lanes = self.sizing.lanes;
+        self.queue.len()
             + self
                 .workers
                 .iter()
-                .map(|worker| worker.waiting(self.lanes))
+                .map(|worker| worker.waiting(lanes))
                 .sum::<usize>()
     }
 
     /// Tasks that have started, as far as can be told from here.
     pub(crate) fn running(&self) -> usize {
+        let lanes = self.sizing.lanes;
         self.workers
             .iter()
-            .map(|worker| worker.in_flight.len().min(self.lanes))
+            .map(|worker| worker.in_flight.len().min(lanes))
             .sum()
     }
 
-    /// Tasks that have been sent to `worker` and not answered.
-    pub(crate) fn in_flight(&self, worker: usize) -> usize {
-        self.workers[worker].in_flight.len()
-    }
-
-    pub(crate) fn worker_state(&self, worker: usize) -> WorkerState {
-        self.workers[worker].state
-    }
-
     pub(crate) fn has_room(&self) -> bool {
-        match self.capacity {
+        match self.sizing.capacity {
             // A task that can start at once does not wait.
-            Some(capacity) => self.queued() < capacity || (self.queue.len == 0 && self.has_idle_lane()),
+            Some(capacity) => {
+                self.queued() < capacity || (self.queue.is_empty() && self.has_idle_lane()) || self.may_grow()
+            }
             None => true,
         }
     }
@@ -291,7 +268,7 @@ impl<P: Clone> State<P> {
     fn has_idle_lane(&self) -> bool {
         self.workers
             .iter()
-            .any(|worker| worker.takes_tasks() && worker.in_flight.len() < self.lanes)
+            .any(|worker| worker.takes_tasks() && worker.in_flight.len() < self.sizing.lanes)
     }
 
     /// Whether a task would be accepted.
@@ -299,18 +276,31 @@ impl<P: Clone> State<P> {
         if self.phase != Phase::Open {
             return Err(Refusal::Closed);
         }
-        match self.capacity {
+        match self.sizing.capacity {
             Some(capacity) if !self.has_room() => Err(Refusal::Full { capacity }),
             _ => Ok(()),
         }
     }
 
-    /// Accepts a task and gives its id. `bytes` is the size of its frame.
-    pub(crate) fn submit(&mut self, priority: i32, bytes: usize, payload: P) -> Result<u64, Refusal> {
+    /// Accepts a task and gives its id. `weight` is what it counts for in a worker's life, `bytes` the size of its
+    /// frame.
+    pub(crate) fn submit(
+        &mut self,
+        priority: i32,
+        weight: u32,
+        bytes: usize,
+        payload: P,
+    ) -> Result<u64, Refusal> {
         self.admit()?;
         let id = self.next_id;
         self.next_id += 1;
-        self.queue.push(priority, Queued { id, bytes, payload });
+        let task = Queued {
+            id,
+            weight,
+            bytes,
+            payload,
+        };
+        self.queue.push(priority, task);
         self.priorities = self.priorities.and(priority);
         if self.priorities == Priorities::Different && !self.has_idle_lane() {
             self.recall_lower(priority);
@@ -319,14 +309,8 @@ impl<P: Clone> State<P> {
         Ok(id)
     }
 
-    /// The worker is ready for tasks.
-    pub(crate) fn ready(&mut self, worker: usize) {
-        self.workers[worker].state = WorkerState::Ready;
-        self.dispatch();
-    }
-
     /// The worker has answered a task, which took so long. `None` when it was not waiting for that one. The payload
-    /// is `None` when the task was cancelled, for then it has ended already.
+    /// is `None` when the task's outcome was settled before.
     pub(crate) fn answered(
         &mut self,
         worker: usize,
@@ -339,14 +323,16 @@ impl<P: Clone> State<P> {
             self.learn(run_time);
         }
         self.unblock(worker);
+        self.after_task(worker);
         self.dispatch();
-        Some((!task.cancelled).then_some(task.payload))
+        Some((!task.is_settled()).then_some(task.payload))
     }
 
     /// A task at a worker ended before it could be sent.
     pub(crate) fn forget(&mut self, worker: usize, id: u64) {
         self.workers[worker].in_flight.remove(id);
         self.unblock(worker);
+        self.after_task(worker);
         self.dispatch();
     }
 
@@ -364,110 +350,134 @@ impl<P: Clone> State<P> {
         self.workers[worker].in_flight.get(id).map(|task| &task.payload)
     }
 
+    /// What `worker` was sent and has not answered, but for tasks that are being stopped.
+    pub(crate) fn tasks_at(&self, worker: usize) -> impl Iterator<Item = (u64, &P)> {
+        let tasks = self.workers[worker].in_flight.iter();
+        tasks
+            .filter(|task| !task.is_stopping())
+            .map(|task| (task.id, &task.payload))
+    }
+
     /// The worker has given back tasks that had not started.
     pub(crate) fn recalled(&mut self, worker: usize, ids: &[u64]) {
         self.workers[worker].recalling = false;
         for &id in ids {
-            if let Some(task) = self.workers[worker].in_flight.remove(id)
-                && !task.cancelled
-            {
-                self.queue.push(
-                    task.priority,
-                    Queued {
-                        id,
-                        bytes: task.bytes,
-                        payload: task.payload,
-                    },
-                );
+            if let Some(task) = self.workers[worker].in_flight.remove(id) {
+                if let Some(budget) = &mut self.workers[worker].budget {
+                    *budget += u64::from(task.weight);
+                }
+                self.back(task);
             }
         }
         self.unblock(worker);
+        self.after_task(worker);
         self.dispatch();
     }
 
-    /// The worker is gone. `started` says which tasks it had begun; where that is unknown, those are taken that may
-    /// have been. The rest goes back to the queue. `replaced` says whether another worker will take its place.
-    pub(crate) fn lost(&mut self, worker: usize, started: Option<&[Started]>, replaced: bool) -> Loss<P> {
-        let lanes = self.lanes;
+    /// The process is gone. `started` says which tasks it had begun: those that have not ended come back, with the
+    /// element that each had reached. The rest goes back to the queue.
+    pub(crate) fn lost(&mut self, worker: usize, started: &[Started]) -> Vec<(P, u64)> {
         let gone = &mut self.workers[worker];
         gone.recalling = false;
         gone.held = false;
-        gone.state = if replaced {
-            WorkerState::Starting
-        } else {
-            WorkerState::Gone
-        };
-        let mut loss = Loss { lost: Vec::new() };
-        let mut back = Vec::new();
-        for (position, task) in gone.in_flight.drain().enumerate() {
-            let element = match started {
-                Some(started) => started
-                    .iter()
-                    .find(|started| started.id == task.id)
-                    .map(|started| started.element),
-                None => (position < lanes).then_some(0),
-            };
-            match element {
-                _ if task.cancelled => {}
-                Some(element) => loss.lost.push((task.payload, element)),
-                None => back.push(task),
+        gone.state = WorkerState::Gone;
+        self.restaff = true;
+        let mut lost = Vec::new();
+        let in_flight: Vec<Sent<P>> = gone.in_flight.drain().collect();
+        for task in in_flight {
+            match started.iter().find(|started| started.id == task.id) {
+                _ if task.is_settled() => {}
+                Some(started) => lost.push((task.payload, started.element)),
+                None => self.back(task),
             }
         }
-        for task in back {
-            self.queue.push(
-                task.priority,
-                Queued {
-                    id: task.id,
-                    bytes: task.bytes,
-                    payload: task.payload,
-                },
-            );
-        }
         self.dispatch();
-        loss
+        lost
     }
 
-    /// Puts the rest of a task that was lost half-way back to where it was in the order.
-    pub(crate) fn resubmit(&mut self, priority: i32, id: u64, bytes: usize, payload: P) {
-        self.queue.push(priority, Queued { id, bytes, payload });
+    /// Puts a task, or the rest of one that was lost half-way, back to where it was in the order.
+    pub(crate) fn resubmit(&mut self, priority: i32, id: u64, weight: u32, bytes: usize, payload: P) {
+        let task = Queued {
+            id,
+            weight,
+            bytes,
+            payload,
+        };
+        self.queue.push(priority, task);
         self.dispatch();
+    }
+
+    /// A task that was sent and not started goes back to its place in the queue, unless nobody wants it.
+    fn back(&mut self, task: Sent<P>) {
+        if task.is_settled() {
+            return;
+        }
+        let Sent {
+            id,
+            priority,
+            weight,
+            bytes,
+            payload,
+            ..
+        } = task;
+        let task = Queued {
+            id,
+            weight,
+            bytes,
+            payload,
+        };
+        self.queue.push(priority, task);
     }
 
     /// Nobody wants the task any more. It has ended when this returns; what is at a worker is stopped or discarded.
-    pub(crate) fn cancel(&mut self, priority: i32, id: u64) -> Cancelled<P> {
+    /// Where it is `polite`, it has time to end by itself.
+    pub(crate) fn cancel(&mut self, priority: i32, id: u64, polite: bool) -> Cancelled<P> {
         if let Some(payload) = self.queue.remove(priority, id) {
             self.dispatch();
             return Cancelled::Queued(payload);
         }
-        for worker in 0..self.workers.len() {
-            let Some(task) = self.workers[worker].in_flight.get_mut(id) else {
-                continue;
-            };
-            if std::mem::replace(&mut task.cancelled, true) {
-                return Cancelled::Unknown;
-            }
-            let payload = task.payload.clone();
-            if self.lanes > 1 {
-                self.actions.push_back(Action::Abort { worker, id });
-            }
-            // The worker knows best whether the task has started: it gives it back, or it must be stopped.
-            self.recall(worker);
-            return Cancelled::InFlight(payload);
+        let Some(worker) = self.worker_of(id) else {
+            return Cancelled::Unknown;
+        };
+        let stop = Stop::Yes {
+            settled: true,
+            polite,
+        };
+        match self.stop(worker, id, stop) {
+            Some(payload) => Cancelled::InFlight(payload),
+            None => Cancelled::Unknown,
         }
-        Cancelled::Unknown
     }
 
-    /// The worker that a task was sent to and has not answered.
+    /// A task at a worker shall be stopped. Gives its payload where its outcome was open.
+    pub(crate) fn stop(&mut self, worker: usize, id: u64, stop: Stop) -> Option<P> {
+        let task = self.workers[worker].in_flight.get_mut(id)?;
+        if task.is_settled() {
+            return None;
+        }
+        let was_stopping = task.is_stopping();
+        task.stop = stop;
+        let payload = task.payload.clone();
+        if !was_stopping {
+            self.actions.push_back(Action::Abort { worker, id });
+            // The worker knows best whether the task has started: it gives it back, or it must be stopped.
+            self.recall(worker);
+        }
+        Some(payload)
+    }
+
+    /// The worker that a task was sent to and has not answered, if its outcome is open.
     pub(crate) fn worker_of(&self, id: u64) -> Option<usize> {
         self.workers
             .iter()
-            .position(|worker| worker.in_flight.get(id).is_some())
+            .position(|worker| worker.in_flight.get(id).is_some_and(|task| !task.is_settled()))
     }
 
     /// Takes no more tasks; those that were accepted are done.
     pub(crate) fn close(&mut self) {
         if self.phase == Phase::Open {
             self.phase = Phase::Closing;
+            self.restaff = true;
         }
         self.dispatch();
     }
@@ -475,43 +485,29 @@ impl<P: Clone> State<P> {
     /// Ends everything: what was queued, and what was at a worker.
     pub(crate) fn terminate(&mut self) -> (Vec<P>, Vec<P>) {
         self.phase = Phase::Closed;
+        for action in self.actions.drain(..) {
+            // Nobody has begun to start it, and nobody will.
+            if let Action::Start { worker, .. } = action {
+                self.workers[worker].state = WorkerState::Gone;
+            }
+        }
         let queued = self.queue.drain();
         let mut sent = Vec::new();
         for worker in &mut self.workers {
             if worker.state != WorkerState::Gone {
                 worker.state = WorkerState::Ending;
             }
-            sent.extend(
-                worker
-                    .in_flight
-                    .drain()
-                    .filter(|task| !task.cancelled)
-                    .map(|task| task.payload),
-            );
+            let tasks = worker.in_flight.drain().filter(|task| !task.is_settled());
+            sent.extend(tasks.map(|task| task.payload));
         }
-        self.actions.clear();
         (queued, sent)
     }
 
-    /// Whether a worker that is gone must be replaced.
-    pub(crate) fn wants_workers(&self) -> bool {
-        match self.phase {
-            Phase::Open => true,
-            Phase::Closing => self.queue.len > 0,
-            Phase::Closed => false,
-        }
-    }
-
-    /// Whether a worker runs or will run.
-    pub(crate) fn has_live_worker(&self) -> bool {
-        self.workers
-            .iter()
-            .any(|worker| worker.state == WorkerState::Ready)
-    }
-
-    /// The worker ends and is not replaced.
-    pub(crate) fn gone(&mut self, worker: usize) {
-        self.workers[worker].state = WorkerState::Gone;
+    /// Gives up what waits in the queue, for nobody can run it.
+    pub(crate) fn give_up(&mut self) -> Vec<P> {
+        let queued = self.queue.drain();
+        self.dispatch();
+        queued
     }
 
     fn learn(&mut self, run_time: Duration) {
@@ -524,39 +520,38 @@ impl<P: Clone> State<P> {
         self.depth = usize::try_from(fitting).unwrap_or(DEEPEST).clamp(1, DEEPEST);
     }
 
-    /// Stops a cancelled task that was not given back, and so runs, once nothing waits behind it.
+    /// Stops a task that was not given back, and so runs, once nothing waits behind it. One that listens has its time
+    /// to end by itself, until [`unresponsive`](Self::unresponsive).
     fn unblock(&mut self, worker: usize) {
-        let stuck = &mut self.workers[worker];
-        if self.lanes > 1 || stuck.state != WorkerState::Ready || stuck.recalling || !stuck.is_doomed() {
+        let stuck = &self.workers[worker];
+        if self.sizing.lanes > 1 || !stuck.is_up() || stuck.recalling {
             return;
         }
+        let Some(task) = stuck.in_flight.iter().find(|task| task.is_stopping()) else {
+            return;
+        };
         if stuck.in_flight.len() > 1 {
             // What was still on its way to the worker when that looked.
             self.recall(worker);
-        } else {
-            stuck.state = WorkerState::Ending;
-            self.actions.push_back(Action::Kill { worker });
+        } else if !matches!(task.stop, Stop::Yes { polite: true, .. }) {
+            self.stop_worker(worker);
         }
     }
 
-    /// A cancelled task at `worker` that has not been given back, stopped or answered.
-    pub(crate) fn doomed(&self, worker: usize) -> Option<u64> {
-        self.workers[worker]
-            .in_flight
-            .iter()
-            .find(|task| task.cancelled)
-            .map(|task| task.id)
-    }
-
-    /// The cancelled task `id` has stood at the worker for too long: a recall is not answered, or the task blocks a
-    /// worker that it shares. It is stopped the hard way.
+    /// The task `id`, which shall be stopped, has stood at the worker for too long: a recall is not answered, the task
+    /// listens and does not end, or it blocks a worker that it shares. It is stopped the hard way.
     pub(crate) fn unresponsive(&mut self, worker: usize, id: u64) {
-        let stuck = &mut self.workers[worker];
-        let stands = stuck.in_flight.get(id).is_some_and(|task| task.cancelled);
-        if stands && stuck.state == WorkerState::Ready {
-            stuck.state = WorkerState::Ending;
-            self.actions.push_back(Action::Kill { worker });
+        let stuck = &self.workers[worker];
+        if stuck.is_up() && stuck.in_flight.get(id).is_some_and(Sent::is_stopping) {
+            self.stop_worker(worker);
+            self.dispatch();
         }
+    }
+
+    fn stop_worker(&mut self, worker: usize) {
+        self.workers[worker].state = WorkerState::Ending;
+        self.restaff = true;
+        self.actions.push_back(Action::Stop { worker });
     }
 
     /// Takes back what waits at workers and is of a lower priority than a task that waits here.
@@ -566,9 +561,9 @@ impl<P: Clone> State<P> {
             let is_lower = worker
                 .in_flight
                 .iter()
-                .skip(self.lanes)
+                .skip(self.sizing.lanes)
                 .any(|task| task.priority < priority);
-            if worker.state == WorkerState::Ready && is_lower {
+            if worker.is_up() && is_lower {
                 self.recall(index);
             }
         }
@@ -581,39 +576,61 @@ impl<P: Clone> State<P> {
         }
     }
 
-    /// Sends what can be sent, recalls what waits in the wrong place, and ends what is done.
+    /// Sends what can be sent, recalls what waits in the wrong place, and brings the staff to what it should be, which
+    /// each of them may change.
     fn dispatch(&mut self) {
-        while self.queue.len > 0 {
-            let Some((worker, urgent)) = self.pick() else {
-                break;
-            };
-            let Some((priority, Queued { id, bytes, payload })) = self.queue.pop() else {
-                break;
-            };
-            let sent = Sent {
-                id,
-                priority,
-                bytes,
-                payload: payload.clone(),
-                cancelled: false,
-            };
-            self.workers[worker].in_flight.push(sent);
-            self.actions.push_back(Action::Send {
-                worker,
-                id,
-                payload,
-                urgent,
-            });
+        // What a closing pool needs changes with every task.
+        self.restaff |= self.phase == Phase::Closing;
+        loop {
+            self.staff();
+            while !self.queue.is_empty() {
+                let Some((worker, urgent)) = self.pick() else {
+                    break;
+                };
+                let Some((priority, task)) = self.queue.pop() else {
+                    break;
+                };
+                self.send(worker, priority, task, urgent);
+            }
+            if self.queue.is_empty() {
+                self.balance();
+            }
+            self.grow();
+            if !self.restaff || self.phase == Phase::Closed {
+                return;
+            }
         }
-        if self.queue.len == 0 {
-            self.balance();
-        }
-        self.finish();
+    }
+
+    fn send(&mut self, worker: usize, priority: i32, task: Queued<P>, urgent: bool) {
+        let Queued {
+            id,
+            weight,
+            bytes,
+            payload,
+        } = task;
+        let sent = Sent {
+            id,
+            priority,
+            weight,
+            bytes,
+            payload: payload.clone(),
+            stop: Stop::No,
+        };
+        self.workers[worker].in_flight.push(sent);
+        self.spend(worker, weight);
+        self.actions.push_back(Action::Send {
+            worker,
+            id,
+            payload,
+            urgent,
+        });
     }
 
     /// The worker that should get the next task: one with a free lane, else the one with the fewest tasks that has
     /// room for one more to wait. `true` when it can start at once.
     fn pick(&self) -> Option<(usize, bool)> {
+        let lanes = self.sizing.lanes;
         let mut best: Option<(usize, usize)> = None;
         for (index, worker) in self.workers.iter().enumerate() {
             if !worker.takes_tasks() {
@@ -623,15 +640,15 @@ impl<P: Clone> State<P> {
             if len == 0 {
                 return Some((index, true));
             }
-            let is_full = len >= self.lanes
+            let is_full = len >= lanes
                 && (worker.held
-                    || len >= self.lanes + self.depth
+                    || len >= lanes + self.depth
                     || worker.in_flight.bytes() + self.queue.front_bytes() > WAITING_BYTES);
             if !is_full && best.is_none_or(|(_, fewest)| len < fewest) {
                 best = Some((index, len));
             }
         }
-        best.map(|(index, len)| (index, len < self.lanes))
+        best.map(|(index, len)| (index, len < lanes))
     }
 
     /// With nothing queued and a worker idle, takes back what waits at a busy one.
@@ -639,36 +656,15 @@ impl<P: Clone> State<P> {
         if self.workers.len() < 2 || !self.has_idle_lane() {
             return;
         }
+        let lanes = self.sizing.lanes;
         let fullest = (0..self.workers.len())
-            .filter(|&index| self.workers[index].state == WorkerState::Ready)
-            .max_by_key(|&index| self.workers[index].waiting(self.lanes));
+            .filter(|&index| self.workers[index].is_up())
+            .max_by_key(|&index| self.workers[index].waiting(lanes));
         if let Some(fullest) = fullest
-            && self.workers[fullest].waiting(self.lanes) > 0
+            && self.workers[fullest].waiting(lanes) > 0
         {
             self.workers[fullest].held = true;
             self.recall(fullest);
-        }
-    }
-
-    /// A closing pool ends its workers as they run out of tasks.
-    fn finish(&mut self) {
-        if self.phase != Phase::Closing || self.queue.len > 0 {
-            return;
-        }
-        // A worker that is needed for what another may still give back stays.
-        if self
-            .workers
-            .iter()
-            .any(|worker| worker.waiting(self.lanes) > 0 || worker.recalling)
-        {
-            return;
-        }
-        for index in 0..self.workers.len() {
-            let worker = &mut self.workers[index];
-            if worker.state == WorkerState::Ready && worker.in_flight.is_empty() {
-                worker.state = WorkerState::Ending;
-                self.actions.push_back(Action::Shutdown { worker: index });
-            }
         }
     }
 }

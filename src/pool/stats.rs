@@ -41,15 +41,17 @@ pub struct WorkerStats {
 }
 
 /// What a worker is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum WorkerStatus {
-    /// Being started.
-    Starting,
+    /// Runs one or more tasks.
+    Busy,
     /// Waits for a task.
     Idle,
-    /// Runs one or more.
-    Busy,
+    /// Runs its last tasks; another takes its place.
+    Retiring,
+    /// Being started, or waiting for the end of the one that it replaces.
+    Starting,
     /// Is about to end.
     Ending,
     /// Has ended for good.
@@ -59,7 +61,8 @@ pub enum WorkerStatus {
 impl WorkerStatus {
     pub(crate) fn new(state: WorkerState, in_flight: usize) -> Self {
         match state {
-            WorkerState::Starting => Self::Starting,
+            WorkerState::Starting | WorkerState::Standby => Self::Starting,
+            WorkerState::Retiring => Self::Retiring,
             WorkerState::Ready if in_flight == 0 => Self::Idle,
             WorkerState::Ready => Self::Busy,
             WorkerState::Ending => Self::Ending,

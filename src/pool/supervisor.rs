@@ -1,10 +1,11 @@
-//! One supervisor per worker: it starts the process, greets it, waits for its end, and starts the next.
+//! One supervisor per worker: it starts the process, greets it, waits for its end, and clears up after it.
 //!
 //! Supervisors run on the library's own runtime, so that no child is left unburied when another runtime ends.
 
+use std::collections::HashMap;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -12,6 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::dispatch::{End, Shared};
+use super::keeper::Start;
 use super::link::{Link, Parts, drive, watch_on};
 use super::state::WorkerState;
 use crate::error::{BuildError, StartPhase, WorkerLoss};
@@ -32,8 +34,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const HANG_UP_GRACE: Duration = Duration::from_millis(100);
 /// What the last words of a dead worker may take to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-/// What a worker may take to give back or stop a cancelled task before it is killed.
-const RECALL_GRACE: Duration = Duration::from_secs(1);
 
 /// What supervisors use and nobody else.
 #[derive(Debug)]
@@ -41,10 +41,12 @@ pub(crate) struct Services {
     /// The runtime that connections are driven on.
     home: Handle,
     /// The library's own.
-    own: Handle,
+    pub(super) own: Handle,
     output: OutputThread,
-    /// The next number for a process, which tells its output from that of its predecessor.
+    /// The next number for a process, which tells it from its predecessor.
     processes: AtomicU64,
+    /// Who builds the pool wants to know how the first starts go, by the workers' indices.
+    builders: Mutex<HashMap<usize, oneshot::Sender<Result<(), BuildError>>>>,
 }
 
 impl Services {
@@ -54,101 +56,88 @@ impl Services {
             own,
             output,
             processes: AtomicU64::new(0),
+            builders: Mutex::default(),
+        }
+    }
+
+    /// Tells how the start of the worker at index `worker` goes, which has not begun.
+    pub(crate) fn first_start(&self, worker: usize) -> oneshot::Receiver<Result<(), BuildError>> {
+        let (builder, result) = oneshot::channel();
+        let mut builders = self.builders.lock().unwrap_or_else(PoisonError::into_inner);
+        builders.insert(worker, builder);
+        result
+    }
+
+    /// Tells who builds the pool, if somebody does.
+    fn tell_builder(&self, worker: usize, result: Result<(), BuildError>) -> bool {
+        let mut builders = self.builders.lock().unwrap_or_else(PoisonError::into_inner);
+        match builders.remove(&worker) {
+            Some(builder) => builder.send(result).is_ok(),
+            None => false,
         }
     }
 }
 
-/// Keeps the place `worker` filled until the pool wants it no more. `ready` is told how the first start went.
-pub(crate) async fn supervise(
-    shared: Arc<Shared>,
-    services: Arc<Services>,
-    worker: usize,
-    ready: oneshot::Sender<Result<(), BuildError>>,
-) {
-    let mut ready = Some(ready);
-    // Starts that failed, and workers that died with nothing to do, one after the other.
-    let (mut failures, mut deaths) = (0, 0);
-    let mut restarts = false;
-    while wants_worker(&shared, worker) {
-        if failures + deaths > 0
-            && !(pause(&shared, worker, failures + deaths).await && wants_worker(&shared, worker))
-        {
-            break;
-        }
-        if restarts {
-            shared.lock().records[worker].restarts += 1;
-        }
-        restarts = true;
-        match start(&shared, &services, worker).await {
-            Ok((child, link)) => {
-                if attach(&shared, &services, &link) {
-                    shared.config.worker_started(worker, link.pid);
-                    if let Some(ready) = ready.take() {
-                        // Whoever built the pool may have stopped waiting.
-                        ready.send(Ok(())).ok();
-                    }
-                } else {
-                    link.killer.kill();
-                }
-                let began = Instant::now();
-                let had_tasks = run(&shared, &services, child, &link).await;
-                failures = 0;
-                // A worker that dies again and again with nothing to do is started ever more slowly; one that
-                // tasks kill is started at once, for those are paid for by the tasks.
-                deaths = if had_tasks || began.elapsed() > LONGEST_PAUSE {
-                    0
-                } else {
-                    deaths + 1
-                };
+/// One worker's life: start, greeting, tasks, end.
+pub(crate) async fn supervise(shared: Arc<Shared>, services: Arc<Services>, order: Start) {
+    let Start {
+        worker,
+        number,
+        failures,
+    } = order;
+    if failures > 0 {
+        pause(&shared, worker, number, failures).await;
+    }
+    if !shared.lock().wants(worker) {
+        shared.not_started(worker);
+        return;
+    }
+    match start(&shared, &services, worker, number).await {
+        Ok((child, link)) => {
+            if attach(&shared, &services, &link) {
+                shared.config.worker_started(number, link.pid);
+                // Whoever built the pool may have stopped waiting.
+                services.tell_builder(worker, Ok(()));
+            } else {
+                link.killer.kill();
             }
-            Err(error) => {
-                failures += 1;
-                if let Some(ready) = ready.take() {
-                    ready.send(Err(error)).ok();
-                    break;
-                }
-                if failures >= START_ATTEMPTS && !shared.lock().state.has_live_worker() {
-                    shared.end(End::Failed(error));
-                    break;
-                }
+            run(&shared, &services, child, &link).await;
+        }
+        Err(error) => {
+            let (failures, has_live_worker) = {
+                let mut core = shared.lock();
+                (core.count_failure(number), core.state.has_live_worker())
+            };
+            // Before the next start is decided, so that the pool that cannot be built is ended instead.
+            if !services.tell_builder(worker, Err(error.clone()))
+                && failures >= START_ATTEMPTS
+                && !has_live_worker
+            {
+                shared.cannot_start(&error);
             }
+            shared.not_started(worker);
         }
     }
-    shared.supervisor_finished(worker);
 }
 
-fn wants_worker(shared: &Shared, worker: usize) -> bool {
-    let mut core = shared.lock();
-    let wanted = core.end.is_none() && core.state.wants_workers();
-    if wanted {
-        return true;
-    }
-    core.state.gone(worker);
-    false
-}
-
-/// Waits before another start; `false` when there must be none.
-async fn pause(shared: &Shared, worker: usize, failures: u32) -> bool {
+/// Waits before another start, or until there must be none.
+async fn pause(shared: &Shared, worker: usize, number: usize, failures: u32) {
     let pause = FIRST_PAUSE
         .saturating_mul(1 << (failures - 1).min(16))
         .min(LONGEST_PAUSE);
     // Spread, so that many workers do not start in step.
-    let pause = pause + pause / 8 * (worker % 8) as u32;
-    let mut stop = shared.stop.subscribe();
-    let until = Instant::now() + pause;
+    let pause = pause + pause / 8 * (number % 8) as u32;
     tokio::select! {
-        () = sleep_until(until) => {}
-        _ = stop.wait_for(|&stop| stop) => return false,
-        () = unwanted(shared) => {}
+        () = sleep_until(Instant::now() + pause) => {}
+        () = unwanted(shared, worker) => {}
     }
-    true
 }
 
 /// Waits until the pool has no more work for a worker.
-async fn unwanted(shared: &Shared) {
+async fn unwanted(shared: &Shared, worker: usize) {
     loop {
         let changed = shared.changed.listen();
-        if !shared.lock().state.wants_workers() {
+        if !shared.lock().wants(worker) {
             return;
         }
         changed.await;
@@ -159,6 +148,7 @@ async fn unwanted(shared: &Shared) {
 async fn start(
     shared: &Shared,
     services: &Services,
+    place: usize,
     worker: usize,
 ) -> Result<(Child, Arc<Link>), BuildError> {
     let config = &shared.config;
@@ -219,6 +209,7 @@ async fn start(
         max_frame_size: config.max_frame_size,
         tasks_per_worker: config.tasks_per_worker,
         initializer: config.initializer.clone(),
+        measures_memory: config.max_worker_memory.is_some(),
         stdout,
     };
     let mut fds = vec![control_fd, ledger_fd];
@@ -233,7 +224,8 @@ async fn start(
     match greeted {
         Some(Ok(receiver)) => {
             let parts = Parts {
-                worker,
+                place,
+                number: worker,
                 pid,
                 process,
                 connection,
@@ -356,10 +348,11 @@ fn start_error(
 /// Lets the worker have tasks; `false` when the pool has ended.
 fn attach(shared: &Arc<Shared>, services: &Services, link: &Arc<Link>) -> bool {
     let mut core = shared.lock();
-    core.links[link.worker] = Some(Arc::clone(link));
+    core.links[link.place] = Some(Arc::clone(link));
     if core.end.is_some() {
         return false;
     }
+    core.started(link.number);
     match watch_on(link, &services.home, &services.own) {
         Ok((watched, runtime)) => {
             runtime.spawn(drive(watched, Arc::clone(link), Arc::clone(shared)));
@@ -369,61 +362,46 @@ fn attach(shared: &Arc<Shared>, services: &Services, link: &Arc<Link>) -> bool {
             link.broken.notify_one();
         }
     }
-    core.state.ready(link.worker);
+    core.state.ready(link.place);
+    shared.watch_over(&core, link);
     shared.act(core);
     // A worker that can take a task is room, even in a queue without any.
     shared.room.notify_additional(usize::MAX);
     true
 }
 
-/// Waits for the worker's end and clears up after it; `true` when it had been sent tasks.
-async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link>) -> bool {
+/// Waits for the worker's end and clears up after it.
+async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link>) {
     let ending = child.wait();
     tokio::pin!(ending);
-    let status = loop {
-        tokio::select! {
-            status = &mut ending => break status,
-            () = link.broken.notified() => {
-                // Garbage is answered at once. One that has hung up is about to end by itself, if it is well.
-                let ends = shared.lock().state.worker_state(link.worker) == WorkerState::Ending;
-                let grace = if ends { shared.config.shutdown_grace } else { HANG_UP_GRACE };
-                if link.fault().is_none() && let Ok(status) = timeout(grace, &mut ending).await {
-                    break status;
-                }
-                if link.fault().is_none() && !ends {
-                    link.set_fault("it closed its connection".to_owned());
-                }
-                link.killer.kill();
-                break ending.await;
+    let status = tokio::select! {
+        status = &mut ending => status,
+        () = link.broken.notified() => {
+            // Garbage is answered at once. One that has hung up is about to end by itself, if it is well.
+            let ends = shared.lock().state.worker_state(link.place) == WorkerState::Ending;
+            let grace = if ends { shared.config.shutdown_grace } else { HANG_UP_GRACE };
+            let ended = match link.fault() {
+                None => timeout(grace, &mut ending).await.ok(),
+                Some(_) => None,
+            };
+            if ended.is_none() && !ends {
+                link.set_fault("it closed its connection".to_owned());
             }
-            () = link.recalled.notified() => {
-                let Some(id) = shared.lock().state.doomed(link.worker) else { continue };
-                let until = Instant::now() + RECALL_GRACE;
-                tokio::select! {
-                    status = &mut ending => break status,
-                    () = sleep_until(until) => {}
-                    () = link.broken.notified() => {
-                        link.broken.notify_one();
-                        continue;
-                    }
-                }
-                let mut core = shared.lock();
-                core.state.unresponsive(link.worker, id);
-                shared.act(core);
-            }
-            () = link.ending.notified() => {
-                if let Ok(status) = timeout(shared.config.shutdown_grace, &mut ending).await {
-                    break status;
-                }
-                link.killer.kill();
-                break ending.await;
-            }
+            kill_unless(ended, link, ending).await
+        }
+        () = link.stopping.notified() => {
+            let ended = timeout(shared.config.term_grace, &mut ending).await.ok();
+            kill_unless(ended, link, ending).await
+        }
+        () = link.ending.notified() => {
+            let ended = timeout(shared.config.shutdown_grace, &mut ending).await.ok();
+            kill_unless(ended, link, ending).await
         }
     };
     link.close();
     let stderr = last_words(services, link.process).await;
     let loss = WorkerLoss {
-        worker: link.worker,
+        worker: link.number,
         pid: link.pid,
         status,
         fault: None,
@@ -431,7 +409,21 @@ async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link
     };
     shared.lost(link, &loss);
     shared.config.worker_exited(&loss);
-    link.had_tasks()
+}
+
+/// Kills a worker that has not ended by itself.
+async fn kill_unless(
+    ended: Option<Option<ExitStatus>>,
+    link: &Link,
+    ending: impl Future<Output = Option<ExitStatus>>,
+) -> Option<ExitStatus> {
+    match ended {
+        Some(status) => status,
+        None => {
+            link.killer.kill();
+            ending.await
+        }
+    }
 }
 
 async fn last_words(services: &Services, process: u64) -> String {

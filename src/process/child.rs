@@ -66,7 +66,7 @@ impl Child {
     }
 }
 
-/// Ends a process.
+/// Ends a process, or asks it to end.
 #[derive(Debug)]
 pub(crate) struct Killer {
     pid: Pid,
@@ -75,6 +75,15 @@ pub(crate) struct Killer {
 }
 
 impl Killer {
+    /// Sends the process and its group a SIGTERM.
+    pub(crate) fn terminate(&self) {
+        if let Some(pidfd) = &self.pidfd
+            && pidfd_send_signal(pidfd, Signal::TERM).is_ok()
+        {
+            kill_process_group(self.pid, Signal::TERM).ok();
+        }
+    }
+
     /// Kills the process and its group, now. One that has been waited for is left alone.
     pub(crate) fn kill(&self) {
         // By descriptor first: as long as that succeeds, the number of the group is its own.

@@ -11,7 +11,10 @@
 //! word 2     1 + the position in the data of a frame that is still growing, 0 if there is none
 //! word 3     how often the parent has revoked a task
 //! word 4     how often the parent has asked for the tasks that have not started
-//! word 8 …   two words for each lane: the id of the task that runs there (0: none), the element it is at
+//! word 5     1 when a task here has asked whether it is cancelled, 0 before
+//! word 6     resident memory in bytes after the last task, where that is measured
+//! word 8 …   three words for each lane: the id of the task that runs there (0: none), the element it is at, and
+//!            since when
 //! then       ids of the tasks that the parent revoked last
 //! data …     frames that are about to be sent
 //! ```
@@ -38,7 +41,11 @@ const COMMITTED: usize = 1;
 const OPEN: usize = 2;
 const REVOCATIONS: usize = 3;
 const RECALLS: usize = 4;
+const LISTENS: usize = 5;
+const RESIDENT: usize = 6;
 const LANES: usize = 8;
+/// Words of a lane: id, element, time.
+const LANE: usize = 3;
 const WORD: usize = size_of::<u64>();
 
 /// A task that a worker had started, and how far into its elements it was.
@@ -46,6 +53,14 @@ const WORD: usize = size_of::<u64>();
 pub(crate) struct Started {
     pub(crate) id: u64,
     pub(crate) element: u64,
+    /// When the task was started, or its element where those are timed: nanoseconds on [`clock`].
+    pub(crate) since: u64,
+}
+
+/// Nanoseconds on the clock that all processes of a machine share.
+pub(crate) fn clock() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Ids of revoked tasks that are kept, beside one for each lane: as many tasks can wait at a worker.
@@ -91,7 +106,7 @@ impl Ledger {
 
     /// Words in front of the data.
     fn words(lanes: usize) -> usize {
-        LANES + 2 * lanes + Self::revocable(lanes)
+        LANES + LANE * lanes + Self::revocable(lanes)
     }
 
     fn revocable(lanes: usize) -> usize {
@@ -120,21 +135,52 @@ impl Ledger {
         unsafe { self.map.as_mut_ptr().add(Self::data_offset(self.lanes)) }
     }
 
-    /// Worker: the task `id` starts in `lane`.
-    pub(crate) fn start(&self, lane: usize, id: u64) {
-        self.word(LANES + 2 * lane + 1).store(0, Ordering::Relaxed);
-        // Pairs with the Acquire in `started`: who sees the id sees the element.
-        self.word(LANES + 2 * lane).store(id, Ordering::Release);
+    /// Worker: the task `id` starts in `lane` now.
+    pub(crate) fn start(&self, lane: usize, id: u64, now: u64) {
+        self.word(LANES + LANE * lane + 1).store(0, Ordering::Relaxed);
+        self.word(LANES + LANE * lane + 2).store(now, Ordering::Relaxed);
+        // Pairs with the Acquire in `started`: who sees the id sees the element and the time.
+        self.word(LANES + LANE * lane).store(id, Ordering::Release);
     }
 
-    /// Worker: the task in `lane` begins its element `element`.
-    pub(crate) fn element(&self, lane: usize, element: u64) {
-        self.word(LANES + 2 * lane + 1).store(element, Ordering::Release);
+    /// Worker: the task in `lane` begins its element `element`, `now` where elements are timed.
+    pub(crate) fn element(&self, lane: usize, element: u64, now: Option<u64>) {
+        if let Some(now) = now {
+            self.word(LANES + LANE * lane + 2).store(now, Ordering::Relaxed);
+        }
+        // Who sees the element sees its time, or a later one.
+        self.word(LANES + LANE * lane + 1)
+            .store(element, Ordering::Release);
     }
 
     /// Worker: nothing runs in `lane`.
     pub(crate) fn finish(&self, lane: usize) {
-        self.word(LANES + 2 * lane).store(0, Ordering::Release);
+        self.word(LANES + LANE * lane).store(0, Ordering::Release);
+    }
+
+    /// Worker: the task that runs in `lane`, 0 for none.
+    pub(crate) fn current(&self, lane: usize) -> u64 {
+        self.word(LANES + LANE * lane).load(Ordering::Acquire)
+    }
+
+    /// Worker: its tasks ask whether they are cancelled.
+    pub(crate) fn listen(&self) {
+        self.word(LISTENS).store(1, Ordering::Relaxed);
+    }
+
+    /// Parent: whether tasks there ask whether they are cancelled.
+    pub(crate) fn listens(&self) -> bool {
+        self.word(LISTENS).load(Ordering::Relaxed) != 0
+    }
+
+    /// Worker: its resident memory in bytes.
+    pub(crate) fn set_resident(&self, bytes: u64) {
+        self.word(RESIDENT).store(bytes, Ordering::Relaxed);
+    }
+
+    /// Parent: the worker's resident memory after the last task, where that is measured.
+    pub(crate) fn resident(&self) -> u64 {
+        self.word(RESIDENT).load(Ordering::Relaxed)
     }
 
     /// Parent: what has not started is wanted back, and nothing must start before it is given.
@@ -147,12 +193,12 @@ impl Ledger {
         self.word(RECALLS).load(Ordering::SeqCst)
     }
 
-    /// Parent: the task `id` must not start any more. If it has, this changes nothing.
+    /// Parent: the task `id` must not start any more. If it has, it is asked to end.
     pub(crate) fn revoke(&self, id: u64) {
         let count = self.word(REVOCATIONS).load(Ordering::Relaxed);
         // What is overwritten has left the worker, for it never holds as many tasks as there are places.
         let place = count as usize % Self::revocable(self.lanes);
-        self.word(LANES + 2 * self.lanes + place)
+        self.word(LANES + LANE * self.lanes + place)
             .store(id, Ordering::Relaxed);
         // Pairs with the load in `is_revoked`: who sees the count sees the id. In total order, so that it is out of
         // this processor's store buffer when whoever cancels is told so.
@@ -160,10 +206,15 @@ impl Ledger {
             .store(count.wrapping_add(1), Ordering::SeqCst);
     }
 
-    /// Worker: whether the task `id` must not start.
+    /// Worker: how often a task was revoked.
+    pub(crate) fn revocations(&self) -> u64 {
+        self.word(REVOCATIONS).load(Ordering::SeqCst)
+    }
+
+    /// Worker: whether the task `id` must not start, or should end.
     pub(crate) fn is_revoked(&self, id: u64) -> bool {
-        let first = LANES + 2 * self.lanes;
-        self.word(REVOCATIONS).load(Ordering::SeqCst) > 0
+        let first = LANES + LANE * self.lanes;
+        self.revocations() > 0
             && (first..first + Self::revocable(self.lanes))
                 .any(|index| self.word(index).load(Ordering::Relaxed) == id)
     }
@@ -172,11 +223,10 @@ impl Ledger {
     pub(crate) fn started(&self) -> Vec<Started> {
         (0..self.lanes)
             .map(|lane| {
-                let id = self.word(LANES + 2 * lane).load(Ordering::Acquire);
-                Started {
-                    id,
-                    element: self.word(LANES + 2 * lane + 1).load(Ordering::Acquire),
-                }
+                let id = self.current(lane);
+                let element = self.word(LANES + LANE * lane + 1).load(Ordering::Acquire);
+                let since = self.word(LANES + LANE * lane + 2).load(Ordering::Relaxed);
+                Started { id, element, since }
             })
             .filter(|started| started.id != 0)
             .collect()
@@ -252,9 +302,17 @@ mod tests {
     fn both_sides_see_the_same_memory() {
         let (parent, fd) = Ledger::create(2).unwrap();
         let worker = Ledger::open(fd.as_fd(), 2).unwrap();
-        worker.start(1, 7);
-        worker.element(1, 3);
-        assert_eq!(parent.started(), [Started { id: 7, element: 3 }]);
+        worker.start(1, 7, 100);
+        worker.element(1, 3, None);
+        let started = |element, since| Started {
+            id: 7,
+            element,
+            since,
+        };
+        assert_eq!(parent.started(), [started(3, 100)]);
+        worker.element(1, 4, Some(200));
+        assert_eq!(parent.started(), [started(4, 200)]);
+        assert_eq!((worker.current(0), worker.current(1)), (0, 7));
         worker.finish(1);
         assert_eq!(parent.started(), []);
         assert!(Ledger::open(fd.as_fd(), 1).is_err());

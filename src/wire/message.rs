@@ -48,6 +48,15 @@ pub(crate) mod kind {
     pub(crate) const SHUTDOWN: u8 = 12;
     /// Worker: exits now, with nothing left to say.
     pub(crate) const BYE: u8 = 13;
+    /// Parent: a chunk whose elements are timed one by one.
+    pub(crate) const TIMED_CHUNK: u8 = 14;
+    /// Worker: the last part of a chunk that was told to stop before its end; the run time as in `CHUNK_END`.
+    pub(crate) const CHUNK_STOPPED: u8 = 15;
+
+    /// Whether the message is a chunk of tasks.
+    pub(crate) fn is_chunk(kind: u8) -> bool {
+        matches!(kind, CHUNK | TIMED_CHUNK)
+    }
 }
 
 /// What a worker says of itself.
@@ -72,6 +81,8 @@ pub(crate) struct Welcome {
     pub(crate) tasks_per_worker: usize,
     /// A task row and its encoded argument.
     pub(crate) initializer: Option<(u32, Vec<u8>)>,
+    /// Whether the parent wants to know its resident memory after each task.
+    pub(crate) measures_memory: bool,
     pub(crate) stdout: Stdout,
 }
 
@@ -119,6 +130,6 @@ pub(crate) enum Failure {
 pub(crate) enum Control {
     /// Give back every task that has not started.
     Recall,
-    /// Stop an async task.
+    /// Stop a task: an async one that shares its worker is dropped, others may ask whether they should end.
     Abort(u64),
 }

@@ -10,8 +10,9 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::execute::Limits;
 use super::inbox::Inbox;
+use super::memory::Memory;
 use super::reply::Replies;
-use super::{IDENTITY, Identity, panic, serve, stdio, watch};
+use super::{IDENTITY, Identity, cancel, panic, serve, stdio, watch};
 use crate::shared::ledger::Ledger;
 use crate::task::entry::Run;
 use crate::task::table;
@@ -76,6 +77,7 @@ fn work(depth: u32) -> io::Result<()> {
     receiver.set_limit(message_limit(welcome.max_frame_size));
     let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver));
     let replies = Arc::new(Replies::new(connection, ledger));
+    cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
     watch::start(
         Arc::clone(&inbox),
@@ -95,7 +97,9 @@ fn work(depth: u32) -> io::Result<()> {
     let limits = Limits {
         max_frame_size: welcome.max_frame_size,
     };
-    serve::serve(&inbox, &replies, &aborts, limits, welcome.tasks_per_worker)?;
+    let memory = Memory::new(welcome.measures_memory);
+    let lanes = welcome.tasks_per_worker;
+    serve::serve(&inbox, &replies, &aborts, limits, lanes, memory)?;
     replies.send(Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
 }
 

@@ -3,10 +3,10 @@
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::task::Poll;
-use std::time::Instant;
 
 use super::panic;
 use super::reply::Replies;
+use crate::shared::ledger::clock;
 use crate::task::entry::{AsyncTask, Entry, Run};
 use crate::task::table;
 use crate::wire::attachments;
@@ -31,11 +31,13 @@ pub(super) struct Prepared {
     /// Where the argument begins in the message's body, or the records of a chunk.
     arguments: usize,
     pub(super) message: Message,
+    /// When it started.
+    began: u64,
 }
 
 impl Prepared {
     /// Looks the task up. A row that the table does not have is the reply.
-    pub(super) fn new(message: Message) -> Result<Self, (Message, Reply)> {
+    pub(super) fn new(message: Message, began: u64) -> Result<Self, (Message, Reply)> {
         let mut rest = &message.body[..];
         let Some(row) = take_u32(&mut rest) else {
             return Err((message, failure_reply(&Failure::UnknownTask(u32::MAX))));
@@ -45,6 +47,7 @@ impl Prepared {
                 entry,
                 arguments: message.body.len() - rest.len(),
                 message,
+                began,
             }),
             _ => Err((message, failure_reply(&Failure::UnknownTask(row)))),
         }
@@ -59,7 +62,6 @@ impl Prepared {
 ///
 /// Only an async task ever waits; a blocking one is over when this future is polled for the first time.
 pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
-    let began = Instant::now();
     let fds = std::mem::take(&mut task.message.fds);
     let mut bytes = result_buffer();
     let (result, fds) = match task.entry.run {
@@ -86,7 +88,7 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
     };
     buffers::give(task.message.body);
     match result {
-        Ok(()) => value_reply(bytes, began, fds),
+        Ok(()) => value_reply(bytes, task.began, fds),
         Err(failure) => failure_reply(&failure),
     }
 }
@@ -98,17 +100,26 @@ pub(super) async fn run_chunk(
     replies: &Replies,
     lane: usize,
 ) -> std::io::Result<Reply> {
-    let began = Instant::now();
     let id = task.message.id;
+    let is_timed = task.message.kind == kind::TIMED_CHUNK;
     let mut rest = task.argument();
     let count = take_u32(&mut rest).unwrap_or(0);
     let mut record = Vec::new();
+    let (mut revocations, mut end) = (0, kind::CHUNK_END);
     for element in 0..u64::from(count) {
         let Some((_, argument)) = take_record(&mut rest) else {
             break;
         };
         if element > 0 {
-            replies.ledger().element(lane, element);
+            let ledger = replies.ledger();
+            if ledger.revocations() != revocations {
+                revocations = ledger.revocations();
+                if ledger.is_revoked(id) {
+                    end = kind::CHUNK_STOPPED;
+                    break;
+                }
+            }
+            ledger.element(lane, element, is_timed.then(clock));
         }
         record.clear();
         let result = match task.entry.run {
@@ -132,8 +143,8 @@ pub(super) async fn run_chunk(
         replies.push_record(id, &record)?;
     }
     let mut bytes = Outgoing::buffer(8);
-    bytes.extend_from_slice(&(began.elapsed().as_nanos() as u64).to_le_bytes());
-    Ok(Outgoing::new(kind::CHUNK_END, bytes, Vec::new()))
+    bytes.extend_from_slice(&clock().saturating_sub(task.began).to_le_bytes());
+    Ok(Outgoing::new(end, bytes, Vec::new()))
 }
 
 /// Polls an async task with its panics caught and the descriptors in its result collected.
@@ -178,8 +189,8 @@ fn result_buffer() -> Vec<u8> {
     bytes
 }
 
-fn value_reply(mut bytes: Vec<u8>, began: Instant, fds: Vec<OwnedFd>) -> Reply {
-    let nanoseconds = u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX);
+fn value_reply(mut bytes: Vec<u8>, began: u64, fds: Vec<OwnedFd>) -> Reply {
+    let nanoseconds = u32::try_from(clock().saturating_sub(began)).unwrap_or(u32::MAX);
     let room = Outgoing::buffer(0).len();
     bytes[room..room + 4].copy_from_slice(&nanoseconds.to_le_bytes());
     Outgoing::new(kind::VALUE, bytes, fds)

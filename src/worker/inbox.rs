@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use crate::shared::ledger::Ledger;
+use crate::shared::ledger::{Ledger, clock};
 use crate::wire::frame::Message;
 use crate::wire::message::kind;
 use crate::wire::transport::{Received, Receiver};
@@ -34,7 +34,8 @@ struct Waiting {
 /// What [`Inbox::try_next`] found.
 #[derive(Debug)]
 pub(super) enum Next {
-    Task(Message),
+    /// A task, and when it started.
+    Task(Message, u64),
     /// The parent wants back what has not started.
     Recall,
     /// A task that was cancelled before it started.
@@ -73,8 +74,9 @@ impl Inbox {
                     return Ok(Next::Revoked(task.id));
                 }
                 // Under the lock: a recall must see a task either here or started, never in between.
-                ledger.start(lane, task.id);
-                return Ok(Next::Task(task));
+                let now = clock();
+                ledger.start(lane, task.id, now);
+                return Ok(Next::Task(task, now));
             }
             if waiting.shutdown {
                 return Ok(Next::Shutdown);
@@ -127,7 +129,7 @@ impl Waiting {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?
         {
             match message.kind {
-                kind::TASK | kind::CHUNK => self.tasks.push_back(message),
+                kind::TASK | kind::CHUNK | kind::TIMED_CHUNK => self.tasks.push_back(message),
                 kind::SHUTDOWN => self.shutdown = true,
                 other => {
                     return Err(io::Error::new(

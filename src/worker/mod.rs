@@ -21,11 +21,14 @@ mod inbox;
 mod reply;
 mod panic;
 mod execute;
+mod memory;
+mod cancel;
 mod serve;
 mod watch;
 
 use std::sync::OnceLock;
 
+pub use cancel::{Cancellation, cancellation, cancelled};
 pub(crate) use enter::run;
 
 /// What the parent told this worker about itself.

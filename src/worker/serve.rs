@@ -16,9 +16,11 @@ use futures::stream::{FuturesUnordered, Stream};
 use tokio::io::Interest;
 use tokio::runtime::{Builder, Runtime};
 
+use super::cancel;
 use super::enter::die;
 use super::execute::{Limits, Prepared, Reply, failure_reply, run_chunk, run_single};
 use super::inbox::{Inbox, Next};
+use super::memory::Memory;
 use super::reply::Replies;
 use crate::shared::watched::watch;
 use crate::task::entry::Run;
@@ -51,25 +53,26 @@ pub(super) fn serve(
     aborts: &Aborts,
     limits: Limits,
     lanes: usize,
+    memory: Memory,
 ) -> io::Result<()> {
     if lanes == 1 {
-        serve_one(inbox, replies, limits)
+        serve_one(inbox, replies, limits, memory)
     } else {
-        serve_many(inbox, replies, aborts, limits, lanes)
+        serve_many(inbox, replies, aborts, limits, lanes, memory)
     }
 }
 
 /// One task at a time.
-fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits) -> io::Result<()> {
+fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, mut memory: Memory) -> io::Result<()> {
     let waker = main_thread_waker();
     let mut context = Context::from_waker(&waker);
     // Made when the first async task comes, and then kept.
     let mut entered = None;
     loop {
         match inbox.try_next(replies.ledger(), 0)? {
-            Next::Task(message) => {
+            Next::Task(message, began) => {
                 let id = message.id;
-                let reply = match Prepared::new(message) {
+                let reply = match Prepared::new(message, began) {
                     Ok(task) => {
                         if entered.is_none() && matches!(task.entry.run, Run::Async(_)) {
                             entered = Some(runtime()?.enter());
@@ -85,6 +88,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits) -> io::Result<()>
                     Err((_, reply)) => reply,
                 };
                 flush_output();
+                memory.measure(replies.ledger());
                 replies.send(reply, id)?;
                 replies.ledger().finish(0);
             }
@@ -104,6 +108,7 @@ fn serve_many(
     aborts: &Aborts,
     limits: Limits,
     lanes: usize,
+    mut memory: Memory,
 ) -> io::Result<()> {
     let _entered = runtime()?.enter();
     let readable = watch(
@@ -119,9 +124,9 @@ fn serve_many(
         let mut idle = true;
         while let (false, Some(&lane)) = (shutdown, free.last()) {
             match inbox.try_next(replies.ledger(), lane)? {
-                Next::Task(message) => {
+                Next::Task(message, began) => {
                     free.pop();
-                    running.push(run_lane(message, limits, replies, aborts, lane));
+                    running.push(run_lane(message, began, limits, replies, aborts, lane));
                 }
                 Next::Empty => match readable.poll_read_ready(&mut context) {
                     // Cleared before the next look, so that what comes in between is not missed.
@@ -136,6 +141,7 @@ fn serve_many(
         }
         while let Poll::Ready(Some((lane, id, reply))) = Pin::new(&mut running).poll_next(&mut context) {
             flush_output();
+            memory.measure(replies.ledger());
             replies.send(reply?, id)?;
             replies.ledger().finish(lane);
             aborts.lock().remove(&id);
@@ -154,13 +160,14 @@ fn serve_many(
 /// One of several tasks: its lane, its id and its reply.
 async fn run_lane(
     message: Message,
+    began: u64,
     limits: Limits,
     replies: &Replies,
     aborts: &Aborts,
     lane: usize,
 ) -> (usize, u64, io::Result<Reply>) {
     let id = message.id;
-    let task = match Prepared::new(message) {
+    let task = match Prepared::new(message, began) {
         Ok(task) => task,
         Err((_, reply)) => return (lane, id, Ok(reply)),
     };
@@ -170,7 +177,8 @@ async fn run_lane(
     if replies.ledger().is_revoked(id) {
         handle.abort();
     }
-    let reply = match Abortable::new(run(task, limits, replies, lane), registration).await {
+    let task = Abortable::new(run(task, limits, replies, lane), registration);
+    let reply = match cancel::in_lane(lane, task).await {
         Ok(reply) => reply,
         Err(_) => Ok(failure_reply(&Failure::Cancelled)),
     };
@@ -178,7 +186,7 @@ async fn run_lane(
 }
 
 async fn run(task: Prepared, limits: Limits, replies: &Replies, lane: usize) -> io::Result<Reply> {
-    if task.message.kind == kind::CHUNK {
+    if kind::is_chunk(task.message.kind) {
         run_chunk(task, limits, replies, lane).await
     } else {
         Ok(run_single(task, limits).await)

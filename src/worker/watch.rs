@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
+use super::cancel;
 use super::enter::die;
 use super::inbox::Inbox;
 use super::reply::Replies;
@@ -65,7 +66,10 @@ fn watch(inbox: &Inbox, replies: &Replies, control: &OwnedFd, aborts: &Aborts) -
         };
         match codec::decode(&buffer[..length]) {
             Ok(Control::Recall) => give_back(inbox, replies)?,
-            Ok(Control::Abort(id)) => aborts.abort(id),
+            Ok(Control::Abort(id)) => {
+                aborts.abort(id);
+                cancel::wake();
+            }
             Err(message) => return Err(io::Error::new(io::ErrorKind::InvalidData, message)),
         }
     }

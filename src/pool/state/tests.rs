@@ -1,6 +1,7 @@
 //! The state against a model of workers: random events in any order that the world can bring them in, and after each
 //! of them the promises of the module.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::collection::vec;
@@ -15,9 +16,21 @@ enum Event {
         priority: i32,
         bytes: usize,
     },
-    Cancel(usize),
-    /// A worker that is missing comes one step nearer to being ready.
+    Cancel {
+        task: usize,
+        polite: bool,
+    },
+    /// The time of a task that runs is up. `settled`: it has ended for who submitted it, unless `again`: then it is
+    /// tried once more. Otherwise it ends with its worker.
+    TimeOut {
+        worker: usize,
+        settled: bool,
+        again: bool,
+    },
+    /// A worker is up.
     Start(usize),
+    /// A worker could not be started.
+    FailToStart(usize),
     /// What was sent to a worker arrives there.
     Arrive(usize),
     /// A worker begins a task that has arrived.
@@ -31,11 +44,14 @@ enum Event {
     /// A worker's process ends. Where `rest` is set, a task that it ran has more elements that others can run.
     Die {
         worker: usize,
-        known: bool,
         rest: bool,
     },
-    /// A worker has been silent for long.
+    /// A task that shall be stopped has stood at a worker for long.
     Unresponsive(usize),
+    /// A worker is old, or large.
+    Wear(usize),
+    /// A worker has had nothing to do for long.
+    Idle(usize),
     Close,
     Terminate,
 }
@@ -45,16 +61,20 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let run_time = prop_oneof![Just(1_u64), Just(60), Just(10_000)];
     let event = prop_oneof![
         160 => (-1..2, bytes).prop_map(|(priority, bytes)| Event::Submit { priority, bytes }),
-        40 => any::<usize>().prop_map(Event::Cancel),
-        40 => any::<usize>().prop_map(Event::Start),
+        40 => (any::<usize>(), any::<bool>()).prop_map(|(task, polite)| Event::Cancel { task, polite }),
+        20 => (any::<usize>(), any::<bool>(), any::<bool>())
+            .prop_map(|(worker, settled, again)| Event::TimeOut { worker, settled, again }),
+        60 => any::<usize>().prop_map(Event::Start),
+        5 => any::<usize>().prop_map(Event::FailToStart),
         80 => any::<usize>().prop_map(Event::Arrive),
         120 => any::<usize>().prop_map(Event::Begin),
         80 => (any::<usize>(), any::<usize>(), run_time).prop_map(|(w, t, time)| Event::Finish(w, t, time)),
         100 => any::<usize>().prop_map(Event::Hear),
         160 => any::<usize>().prop_map(Event::Read),
-        20 => (any::<usize>(), prop::bool::weighted(0.9), prop::bool::weighted(0.3))
-            .prop_map(|(worker, known, rest)| Event::Die { worker, known, rest }),
-        10 => any::<usize>().prop_map(Event::Unresponsive),
+        20 => (any::<usize>(), prop::bool::weighted(0.3)).prop_map(|(worker, rest)| Event::Die { worker, rest }),
+        20 => any::<usize>().prop_map(Event::Unresponsive),
+        8 => any::<usize>().prop_map(Event::Wear),
+        8 => any::<usize>().prop_map(Event::Idle),
         2 => Just(Event::Close),
         1 => Just(Event::Terminate),
     ];
@@ -64,11 +84,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Queued,
-    /// Sent there and not answered; `cancelled` when it has ended for who submitted it.
-    At {
-        worker: usize,
-        cancelled: bool,
-    },
+    /// Sent there and not answered.
+    At(usize),
     Ended,
 }
 
@@ -89,10 +106,9 @@ enum Said {
 /// How far a process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
-    Missing,
     Starting,
     Runs,
-    /// It was killed or told to end: it takes no more tasks.
+    /// It was stopped or told to end: it takes no more tasks.
     Ends,
     Gone,
 }
@@ -100,30 +116,40 @@ enum Process {
 #[derive(Debug)]
 struct Peer {
     process: Process,
-    killed: bool,
+    number: usize,
+    stopped: bool,
     on_the_way: VecDeque<u64>,
     arrived: VecDeque<u64>,
     running: Vec<u64>,
     told: VecDeque<Action<u64>>,
-    /// Aborts of tasks that are still on their way.
+    /// Tasks that are here or on their way and whose outcome is settled.
+    settled: BTreeSet<u64>,
+    /// Tasks that are here or on their way, shall end, and have not.
+    stopping: BTreeSet<u64>,
+    /// Words to tasks that are still on their way.
     aborted: BTreeSet<u64>,
     said: VecDeque<Said>,
     /// A recall was sent whose answer has not been read.
     recalling: bool,
+    begun: u64,
 }
 
 impl Peer {
-    fn new() -> Self {
+    fn new(number: usize) -> Self {
         Self {
-            process: Process::Missing,
-            killed: false,
+            process: Process::Starting,
+            number,
+            stopped: false,
             on_the_way: VecDeque::new(),
             arrived: VecDeque::new(),
             running: Vec::new(),
             told: VecDeque::new(),
+            settled: BTreeSet::new(),
+            stopping: BTreeSet::new(),
             aborted: BTreeSet::new(),
             said: VecDeque::new(),
             recalling: false,
+            begun: 0,
         }
     }
 
@@ -131,30 +157,38 @@ impl Peer {
         self.running.retain(|&other| other != id);
         self.said.push_back(Said::Answer(id, run_time));
     }
+
+    fn is_doomed(&self) -> bool {
+        !self.settled.is_empty() || !self.stopping.is_empty()
+    }
 }
 
 struct World {
     state: State<u64>,
-    lanes: usize,
-    capacity: Option<usize>,
+    sizing: Sizing,
     phase: Phase,
     tasks: BTreeMap<u64, Task>,
     peers: Vec<Peer>,
     /// How often, in the end, what workers are told may overtake the tasks on their way.
     overtaking: usize,
+    /// A worker may be stopped whatever waits there.
+    hard: bool,
 }
 
 impl World {
-    fn new(workers: usize, lanes: usize, capacity: Option<usize>, overtaking: usize) -> Self {
-        Self {
-            state: State::new(workers, lanes, capacity),
-            lanes,
-            capacity,
+    fn new(sizing: Sizing, overtaking: usize) -> Self {
+        let mut world = Self {
+            state: State::new(sizing),
+            sizing,
             phase: Phase::Open,
             tasks: BTreeMap::new(),
-            peers: (0..workers).map(|_| Peer::new()).collect(),
+            peers: Vec::new(),
             overtaking,
-        }
+            hard: false,
+        };
+        world.act();
+        assert_eq!(world.peers.len(), sizing.least);
+        world
     }
 
     fn task(&mut self, id: u64) -> &mut Task {
@@ -164,10 +198,7 @@ impl World {
     /// Every task ends once.
     fn end(&mut self, id: u64) {
         let place = &mut self.task(id).place;
-        assert!(
-            matches!(place, Place::Queued | Place::At { cancelled: false, .. }),
-            "task {id} ends where it is {place:?}"
-        );
+        assert_ne!(*place, Place::Ended, "task {id} ends twice");
         *place = Place::Ended;
     }
 
@@ -176,60 +207,96 @@ impl World {
         queued.map(|(&id, _)| id)
     }
 
-    /// What `worker` was sent and has not answered, and whether it was cancelled.
-    fn at(&self, worker: usize) -> Vec<(u64, bool)> {
-        let at = self.tasks.iter().filter_map(|(&id, task)| match task.place {
-            Place::At {
-                worker: other,
-                cancelled,
-            } if other == worker => Some((id, cancelled)),
-            _ => None,
-        });
-        at.collect()
-    }
-
-    fn is_doomed(&self, worker: usize) -> bool {
-        self.at(worker).iter().any(|&(_, cancelled)| cancelled)
+    /// What `worker` was sent and has not answered.
+    fn at(&self, worker: usize) -> Vec<u64> {
+        let at = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| task.place == Place::At(worker));
+        let settled = self.peers[worker].settled.iter();
+        at.map(|(&id, _)| id).chain(settled.copied()).collect()
     }
 
     fn waiting(&self, worker: usize) -> usize {
-        self.at(worker).len().saturating_sub(self.lanes)
+        self.at(worker).len().saturating_sub(self.sizing.lanes)
+    }
+
+    fn is_ready(&self, worker: usize) -> bool {
+        self.state.worker_state(worker) == WorkerState::Ready
     }
 
     fn handle(&mut self, event: Event) {
-        let workers = self.peers.len();
+        let worker = match event {
+            Event::TimeOut { worker, .. }
+            | Event::Start(worker)
+            | Event::FailToStart(worker)
+            | Event::Arrive(worker)
+            | Event::Begin(worker)
+            | Event::Finish(worker, ..)
+            | Event::Hear(worker)
+            | Event::Read(worker)
+            | Event::Die { worker, .. }
+            | Event::Unresponsive(worker)
+            | Event::Wear(worker)
+            | Event::Idle(worker) => match self.peers.len() {
+                0 => return,
+                workers => worker % workers,
+            },
+            _ => 0,
+        };
         match event {
             Event::Submit { priority, bytes } => self.submit(priority, bytes),
-            Event::Cancel(index) => {
+            Event::Cancel { task, polite } => {
                 // Now and then one that has ended; mostly one that somebody may still want.
-                let alive = |(_, task): &(&u64, &Task)| index % 8 == 0 || task.place != Place::Ended;
+                let alive = |(_, other): &(&u64, &Task)| task % 8 == 0 || other.place != Place::Ended;
                 let ids: Vec<u64> = self.tasks.iter().filter(alive).map(|(&id, _)| id).collect();
                 if !ids.is_empty() {
-                    self.cancel(ids[index / 8 % ids.len()]);
+                    self.cancel(ids[task / 8 % ids.len()], polite);
                 }
             }
-            Event::Start(worker) => self.start(worker % workers),
-            Event::Arrive(worker) => {
-                let peer = &mut self.peers[worker % workers];
+            Event::TimeOut { settled, again, .. } => self.time_out(worker, settled, again),
+            Event::Start(_) => self.start(worker),
+            Event::FailToStart(_) => {
+                if self.peers[worker].process == Process::Starting {
+                    self.peers[worker].process = Process::Gone;
+                    self.state.gone(worker);
+                }
+            }
+            Event::Arrive(_) => {
+                let peer = &mut self.peers[worker];
                 peer.arrived.extend(peer.on_the_way.pop_front());
             }
-            Event::Begin(worker) => self.begin(worker % workers),
-            Event::Finish(worker, task, micros) => {
-                let peer = &mut self.peers[worker % workers];
-                if !peer.running.is_empty() && !peer.killed {
+            Event::Begin(_) => self.begin(worker),
+            Event::Finish(_, task, micros) => {
+                let peer = &mut self.peers[worker];
+                if !peer.running.is_empty() && !peer.stopped {
                     let id = peer.running[task % peer.running.len()];
                     peer.answers(id, Some(Duration::from_micros(micros)));
                 }
             }
-            Event::Hear(worker) => self.hear(worker % workers),
-            Event::Read(worker) => self.read(worker % workers),
-            Event::Die { worker, known, rest } => self.die(worker % workers, known, rest),
-            Event::Unresponsive(worker) => {
-                let worker = worker % workers;
-                if self.peers[worker].recalling
-                    && let Some(id) = self.state.doomed(worker)
-                {
+            Event::Hear(_) => self.hear(worker),
+            Event::Read(_) => self.read(worker),
+            Event::Die { rest, .. } => self.die(worker, rest),
+            Event::Unresponsive(_) => {
+                let peer = &self.peers[worker];
+                if let Some(&id) = peer.settled.iter().chain(&peer.stopping).next() {
+                    self.hard = true;
                     self.state.unresponsive(worker, id);
+                    self.act();
+                    self.hard = false;
+                }
+            }
+            Event::Wear(_) => {
+                if self.peers[worker].process == Process::Runs {
+                    self.state.worn(worker);
+                }
+            }
+            Event::Idle(_) => {
+                let size = self.state.size();
+                let has_tasks = !self.at(worker).is_empty();
+                if self.peers[worker].process == Process::Runs && self.state.idle(worker) {
+                    assert!(!has_tasks && self.phase == Phase::Open && size > self.sizing.least);
+                    assert_eq!(self.state.size(), size - 1);
                 }
             }
             Event::Close => {
@@ -247,7 +314,8 @@ impl World {
     fn submit(&mut self, priority: i32, bytes: usize) {
         let id = self.tasks.len() as u64 + 1;
         let waiting = self.state.queued();
-        match self.state.submit(priority, bytes, id) {
+        let may_grow = self.state.may_grow();
+        match self.state.submit(priority, 1, bytes, id) {
             Ok(given) => {
                 assert_eq!(given, id);
                 assert_eq!(self.phase, Phase::Open);
@@ -258,7 +326,7 @@ impl World {
                 };
                 self.tasks.insert(id, task);
                 self.act();
-                if self.capacity.is_some_and(|capacity| waiting >= capacity) {
+                if self.sizing.capacity.is_some_and(|capacity| waiting >= capacity) && !may_grow {
                     assert!(
                         self.state.queued() <= waiting,
                         "task {id} waits beyond the capacity"
@@ -267,66 +335,99 @@ impl World {
             }
             Err(Refusal::Closed) => assert_ne!(self.phase, Phase::Open),
             Err(Refusal::Full { capacity }) => {
-                assert_eq!(Some(capacity), self.capacity);
-                assert!(waiting >= capacity);
+                assert_eq!(Some(capacity), self.sizing.capacity);
+                assert!(waiting >= capacity && !may_grow);
             }
         }
     }
 
-    fn cancel(&mut self, id: u64) {
+    fn cancel(&mut self, id: u64, polite: bool) {
         let Task { priority, place, .. } = *self.task(id);
-        let outcome = self.state.cancel(priority, id);
+        let outcome = self.state.cancel(priority, id, polite);
         match place {
             Place::Queued => {
                 assert_eq!(outcome, Cancelled::Queued(id));
                 self.end(id);
             }
-            Place::At {
-                worker,
-                cancelled: false,
-            } => {
+            Place::At(worker) => {
                 assert_eq!(outcome, Cancelled::InFlight(id));
-                self.task(id).place = Place::At {
-                    worker,
-                    cancelled: true,
-                };
+                self.settle_at(worker, id);
+                self.end(id);
             }
-            Place::At { cancelled: true, .. } | Place::Ended => assert_eq!(outcome, Cancelled::Unknown),
+            Place::Ended => assert_eq!(outcome, Cancelled::Unknown),
+        }
+    }
+
+    /// What comes of the task at `worker` is of no more interest.
+    fn settle_at(&mut self, worker: usize, id: u64) {
+        self.peers[worker].stopping.remove(&id);
+        self.peers[worker].settled.insert(id);
+    }
+
+    fn time_out(&mut self, worker: usize, settled: bool, again: bool) {
+        let peer = &self.peers[worker];
+        let running = peer.running.iter().copied();
+        let Some(id) = running
+            .into_iter()
+            .find(|id| !peer.settled.contains(id) && !peer.stopping.contains(id))
+        else {
+            return;
+        };
+        if self.phase == Phase::Closed || peer.process != Process::Runs {
+            return;
+        }
+        let polite = false;
+        let stopped = self.state.stop(worker, id, Stop::Yes { settled, polite });
+        assert_eq!(stopped, Some(id));
+        if !settled {
+            self.peers[worker].stopping.insert(id);
+            return;
+        }
+        self.settle_at(worker, id);
+        if again {
+            self.task(id).place = Place::Queued;
+            let Task { priority, bytes, .. } = *self.task(id);
+            self.state.resubmit(priority, id, 1, bytes, id);
+        } else {
+            self.end(id);
         }
     }
 
     fn start(&mut self, worker: usize) {
-        match self.peers[worker].process {
-            Process::Missing if self.state.wants_workers() => self.peers[worker].process = Process::Starting,
-            Process::Starting if self.phase != Phase::Closed => {
-                self.peers[worker].process = Process::Runs;
-                self.state.ready(worker);
-            }
-            Process::Missing | Process::Starting => {
-                self.state.gone(worker);
-                self.peers[worker].process = Process::Gone;
-            }
-            Process::Runs | Process::Ends | Process::Gone => {}
+        if self.peers[worker].process != Process::Starting {
+            return;
+        }
+        if self.phase != Phase::Closed && self.state.wants(worker) {
+            self.peers[worker].process = Process::Runs;
+            self.state.ready(worker);
+        } else {
+            self.peers[worker].process = Process::Gone;
+            self.state.gone(worker);
         }
     }
 
     fn begin(&mut self, worker: usize) {
-        let lanes = self.lanes;
+        let lanes = self.sizing.lanes;
         let peer = &mut self.peers[worker];
-        if peer.killed || peer.running.len() >= lanes {
+        if peer.stopped || peer.running.len() >= lanes {
             return;
         }
         if let Some(id) = peer.arrived.pop_front() {
             peer.running.push(id);
-            if peer.aborted.remove(&id) {
+            peer.begun += 1;
+            if let Some(limit) = self.sizing.tasks_per_life {
+                assert!(peer.begun <= limit, "more tasks than a worker may run");
+            }
+            if peer.aborted.remove(&id) && lanes > 1 {
                 peer.answers(id, None);
             }
         }
     }
 
     fn hear(&mut self, worker: usize) {
+        let lanes = self.sizing.lanes;
         let peer = &mut self.peers[worker];
-        if peer.killed {
+        if peer.stopped {
             return;
         }
         match peer.told.pop_front() {
@@ -335,12 +436,12 @@ impl World {
                 peer.aborted.retain(|id| !given_back.contains(id));
                 peer.said.push_back(Said::Recalled(given_back));
             }
+            // With others beside it, a task ends when it hears.
+            Some(Action::Abort { id, .. }) if lanes > 1 && peer.running.contains(&id) => {
+                peer.answers(id, None)
+            }
             Some(Action::Abort { id, .. }) => {
-                if peer.running.contains(&id) {
-                    peer.answers(id, None);
-                } else {
-                    peer.aborted.insert(id);
-                }
+                peer.aborted.insert(id);
             }
             Some(other) => panic!("{other:?} is not for a worker's ears"),
             None => {}
@@ -357,21 +458,19 @@ impl World {
         match said {
             Said::Answer(id, run_time) => {
                 assert_eq!(self.state.payload(worker, id), Some(&id));
-                let cancelled = match self.task(id).place {
-                    Place::At {
-                        worker: at,
-                        cancelled,
-                    } if at == worker => cancelled,
-                    place => panic!("worker {worker} answers task {id}, which is {place:?}"),
-                };
                 let outcome = self.state.answered(worker, id, run_time);
-                assert_eq!(outcome, Some((!cancelled).then_some(id)));
-                if cancelled {
-                    self.task(id).place = Place::Ended;
+                if self.peers[worker].settled.remove(&id) {
+                    assert_eq!(outcome, Some(None));
                 } else {
+                    assert_eq!(self.task(id).place, Place::At(worker));
+                    assert_eq!(outcome, Some(Some(id)));
+                    self.peers[worker].stopping.remove(&id);
                     self.end(id);
                 }
-                assert_eq!(self.state.answered(worker, id, run_time), None, "a second answer");
+                // One that is tried again may be back already.
+                if self.task(id).place == Place::Ended {
+                    assert_eq!(self.state.answered(worker, id, run_time), None, "a second answer");
+                }
             }
             Said::Recalled(ids) => {
                 self.peers[worker].recalling = false;
@@ -384,25 +483,16 @@ impl World {
         self.act();
     }
 
-    /// A task that `worker` had not started is nowhere, or has ended if it was cancelled.
+    /// A task that `worker` had not started waits again, unless its outcome is settled.
     fn give_back(&mut self, worker: usize, id: u64) {
-        let place = &mut self.task(id).place;
-        *place = match *place {
-            Place::At {
-                worker: at,
-                cancelled,
-            } if at == worker => {
-                if cancelled {
-                    Place::Ended
-                } else {
-                    Place::Queued
-                }
-            }
-            place => panic!("worker {worker} gives back task {id}, which is {place:?}"),
-        };
+        self.peers[worker].stopping.remove(&id);
+        if !self.peers[worker].settled.remove(&id) {
+            assert_eq!(self.task(id).place, Place::At(worker));
+            self.task(id).place = Place::Queued;
+        }
     }
 
-    fn die(&mut self, worker: usize, known: bool, rest: bool) {
+    fn die(&mut self, worker: usize, rest: bool) {
         if !matches!(self.peers[worker].process, Process::Runs | Process::Ends) {
             return;
         }
@@ -410,51 +500,55 @@ impl World {
         while !self.peers[worker].said.is_empty() {
             self.read(worker);
         }
-        let peer = std::mem::replace(&mut self.peers[worker], Peer::new());
-        let started: Vec<Started> = peer
-            .running
+        let running = self.peers[worker].running.clone();
+        let started: Vec<Started> = running
             .iter()
-            .map(|&id| Started { id, element: id + 1 })
+            .map(|&id| Started {
+                id,
+                element: id + 1,
+                since: 0,
+            })
             .collect();
-        let replaced = self.phase != Phase::Closed;
-        let mut lost = self
-            .state
-            .lost(worker, known.then_some(&started[..]), replaced)
-            .lost;
-        if !replaced {
+        let mut lost = self.state.lost(worker, &started);
+        self.peers[worker].process = Process::Gone;
+        if self.phase == Phase::Closed {
             assert_eq!(lost, []);
-            self.peers[worker].process = Process::Gone;
-            self.state.gone(worker);
+            self.bury(worker);
             return;
         }
         lost.sort_unstable();
-        if known {
-            let mut expected: Vec<(u64, u64)> = self
-                .at(worker)
-                .into_iter()
-                .filter(|&(id, cancelled)| peer.running.contains(&id) && !cancelled)
-                .map(|(id, _)| (id, id + 1))
-                .collect();
-            expected.sort_unstable();
-            assert_eq!(lost, expected);
-        } else {
-            assert!(lost.len() <= self.lanes);
-        }
+        let mut expected: Vec<(u64, u64)> = running
+            .into_iter()
+            .filter(|id| !self.peers[worker].settled.contains(id))
+            .map(|id| (id, id + 1))
+            .collect();
+        expected.sort_unstable();
+        assert_eq!(lost, expected);
         for &(id, _) in &lost {
             self.end(id);
         }
-        for (id, _) in self.at(worker) {
+        for id in self.at(worker) {
             self.give_back(worker, id);
         }
+        self.bury(worker);
         self.act();
         if rest {
             for (id, _) in lost {
                 let Task { priority, bytes, .. } = *self.task(id);
                 self.task(id).place = Place::Queued;
-                self.state.resubmit(priority, id, bytes, id);
+                self.state.resubmit(priority, id, 1, bytes, id);
                 self.act();
             }
         }
+    }
+
+    /// Nothing is left of the process.
+    fn bury(&mut self, worker: usize) {
+        let number = self.peers[worker].number;
+        self.peers[worker] = Peer {
+            process: Process::Gone,
+            ..Peer::new(number)
+        };
     }
 
     fn terminate(&mut self) {
@@ -466,15 +560,11 @@ impl World {
         for &id in queued.iter().chain(&sent) {
             self.end(id);
         }
-        for task in self.tasks.values_mut() {
-            assert!(matches!(
-                task.place,
-                Place::Ended | Place::At { cancelled: true, .. }
-            ));
-            task.place = Place::Ended;
-        }
+        assert!(self.tasks.values().all(|task| task.place == Place::Ended));
         for peer in &mut self.peers {
-            peer.killed = true;
+            peer.stopped = true;
+            peer.settled.clear();
+            peer.stopping.clear();
             if peer.process == Process::Runs {
                 peer.process = Process::Ends;
             }
@@ -486,6 +576,17 @@ impl World {
     fn act(&mut self) {
         while let Some(action) = self.state.next_action() {
             match action {
+                Action::Start { worker, number } => {
+                    assert_ne!(self.phase, Phase::Closed);
+                    assert!(number < self.sizing.most, "a number beyond the greatest");
+                    let peer = Peer::new(number);
+                    if worker == self.peers.len() {
+                        self.peers.push(peer);
+                    } else {
+                        assert_eq!(self.peers[worker].process, Process::Gone, "an index in use");
+                        self.peers[worker] = peer;
+                    }
+                }
                 Action::Send {
                     worker,
                     id,
@@ -504,12 +605,12 @@ impl World {
                         "sent to a worker that ends"
                     );
                     assert!(!self.peers[worker].recalling, "sent to a worker that gives back");
-                    assert!(!self.is_doomed(worker), "sent behind a task that is cancelled");
-                    assert_eq!(urgent, self.at(worker).len() < self.lanes);
-                    self.task(id).place = Place::At {
-                        worker,
-                        cancelled: false,
-                    };
+                    assert!(
+                        !self.peers[worker].is_doomed(),
+                        "sent behind a task that shall end"
+                    );
+                    assert_eq!(urgent, self.at(worker).len() < self.sizing.lanes);
+                    self.task(id).place = Place::At(worker);
                     self.peers[worker].on_the_way.push_back(id);
                 }
                 Action::Recall { worker } => {
@@ -518,34 +619,23 @@ impl World {
                     peer.recalling = true;
                     peer.told.push_back(action);
                 }
-                Action::Abort { worker, id } => {
-                    assert!(self.lanes > 1);
-                    assert_eq!(
-                        self.task(id).place,
-                        Place::At {
-                            worker,
-                            cancelled: true
-                        }
-                    );
-                    self.peers[worker].told.push_back(action);
-                }
-                Action::Kill { worker } => {
-                    assert!(self.is_doomed(worker), "killed for nothing");
-                    if !self.peers[worker].recalling {
+                Action::Abort { worker, .. } => self.peers[worker].told.push_back(action),
+                Action::Stop { worker } => {
+                    assert!(self.peers[worker].is_doomed(), "stopped for nothing");
+                    if !self.hard {
+                        assert!(!self.peers[worker].recalling);
                         assert_eq!(
                             self.at(worker).len(),
                             1,
-                            "killed with tasks that have not started"
+                            "stopped with tasks that have not started"
                         );
                     }
                     self.peers[worker].process = Process::Ends;
-                    self.peers[worker].killed = true;
+                    self.peers[worker].stopped = true;
                 }
                 Action::Shutdown { worker } => {
-                    assert_eq!(self.phase, Phase::Closing);
-                    assert_eq!(self.queued().next(), None, "shut down with tasks in the queue");
-                    assert_eq!(self.at(worker), [], "shut down with tasks");
-                    assert_eq!(self.peers[worker].process, Process::Runs, "shut down twice");
+                    assert!(self.at(worker).is_empty(), "told to end with tasks");
+                    assert_eq!(self.peers[worker].process, Process::Runs, "told to end twice");
                     self.peers[worker].process = Process::Ends;
                 }
             }
@@ -560,34 +650,74 @@ impl World {
         assert_eq!(self.state.queued(), queued + waiting);
         assert_eq!(self.state.phase(), self.phase);
         for worker in workers.clone() {
-            assert_eq!(self.state.in_flight(worker), self.at(worker).len());
-            assert_eq!(
-                self.state.worker_state(worker) == WorkerState::Ready,
-                self.peers[worker].process == Process::Runs
+            assert_eq!(self.state.is_idle(worker), self.at(worker).is_empty());
+            assert!(
+                !self.state.workers[worker].is_up() || self.peers[worker].process == Process::Runs,
+                "worker {worker} has ended and may have tasks"
             );
         }
         let idle = workers.clone().find(|&worker| {
-            self.peers[worker].process == Process::Runs
-                && !self.peers[worker].recalling
-                && !self.is_doomed(worker)
-                && self.at(worker).len() < self.lanes
+            let peer = &self.peers[worker];
+            self.is_ready(worker)
+                && !peer.recalling
+                && !peer.is_doomed()
+                && self.at(worker).len() < self.sizing.lanes
         });
         if let Some(idle) = idle {
             assert_eq!(queued, 0, "tasks wait in the queue while worker {idle} is idle");
-            let runs = |&worker: &usize| self.peers[worker].process == Process::Runs;
+            let is_up = |&worker: &usize| self.state.workers[worker].is_up();
             let stuck = workers
                 .clone()
-                .filter(runs)
+                .filter(is_up)
                 .find(|&worker| self.waiting(worker) > 0);
             assert!(
                 stuck.is_none() || self.peers.iter().any(|peer| peer.recalling),
                 "tasks wait at worker {stuck:?} while worker {idle} is idle, and nobody calls them back"
             );
         }
+        self.check_staff();
     }
 
-    /// Lets everything take its course. Tasks end by themselves, except those that are cancelled: they would run for
-    /// ever, and the pool must stop them.
+    /// Whether there are as many workers as there should be, and not more that work.
+    fn check_staff(&self) {
+        let count = |states: &[WorkerState]| {
+            let workers = self.state.workers.iter();
+            workers.filter(|worker| states.contains(&worker.state)).count()
+        };
+        let size = self.state.size();
+        assert!(self.sizing.least <= size && size <= self.sizing.most);
+        let working = count(&[WorkerState::Ready, WorkerState::Retiring]);
+        assert!(working <= size, "{working} workers where {size} are wanted");
+        let (ready, standby) = (count(&[WorkerState::Ready]), count(&[WorkerState::Standby]));
+        let coming = count(&[WorkerState::Starting]) + standby;
+        if self.phase == Phase::Open || (self.phase == Phase::Closing && self.queued().next().is_some()) {
+            assert!(
+                ready + coming >= size.max(usize::from(self.phase == Phase::Closing)),
+                "{ready} workers and {coming} to come where {size} are wanted"
+            );
+        }
+        assert!(
+            standby == 0 || working == size,
+            "a worker stands by while a place is free"
+        );
+        let outstanding = self
+            .tasks
+            .values()
+            .filter(|task| task.place != Place::Ended)
+            .count();
+        if self.phase == Phase::Open {
+            assert!(size >= outstanding.div_ceil(self.sizing.lanes).min(self.sizing.most));
+        }
+        let mut numbers = BTreeSet::new();
+        for (worker, peer) in self.state.workers.iter().zip(&self.peers) {
+            if worker.state == WorkerState::Ready && worker.wear == Wear::None {
+                assert!(numbers.insert(peer.number), "two workers of one number");
+            }
+        }
+    }
+
+    /// Lets everything take its course. Tasks end by themselves, except those that shall end: they would run for ever,
+    /// and the pool must stop them.
     fn settle(&mut self) {
         for _ in 0..5000 {
             let mut progress = false;
@@ -603,28 +733,18 @@ impl World {
 
     fn settle_worker(&mut self, worker: usize) -> bool {
         let peer = &self.peers[worker];
-        let free = peer.running.len() < self.lanes;
-        let finished = peer
-            .running
-            .iter()
-            .position(|id| !matches!(self.tasks[id].place, Place::At { cancelled: true, .. }));
+        let free = peer.running.len() < self.sizing.lanes;
+        let is_doomed = |id: &u64| peer.settled.contains(id) || peer.stopping.contains(id);
+        let finished = peer.running.iter().position(|id| !is_doomed(id));
         let event = match peer.process {
             Process::Gone => return false,
-            Process::Missing | Process::Starting => Event::Start(worker),
+            Process::Starting => Event::Start(worker),
             _ if !peer.said.is_empty() => Event::Read(worker),
-            _ if peer.killed => Event::Die {
-                worker,
-                known: true,
-                rest: false,
-            },
+            _ if peer.stopped => Event::Die { worker, rest: false },
             Process::Ends
                 if peer.running.is_empty() && peer.on_the_way.is_empty() && peer.arrived.is_empty() =>
             {
-                Event::Die {
-                    worker,
-                    known: true,
-                    rest: false,
-                }
+                Event::Die { worker, rest: false }
             }
             _ if !peer.on_the_way.is_empty() && (self.overtaking == 0 || peer.told.is_empty()) => {
                 Event::Arrive(worker)
@@ -636,6 +756,7 @@ impl World {
             _ if free && !peer.arrived.is_empty() => Event::Begin(worker),
             _ => match finished {
                 Some(task) => Event::Finish(worker, task, 50),
+                None if peer.is_doomed() => Event::Unresponsive(worker),
                 None => return false,
             },
         };
@@ -644,18 +765,30 @@ impl World {
     }
 }
 
+fn sizings() -> impl Strategy<Value = Sizing> {
+    let capacity = prop_oneof![Just(None), (0..12_usize).prop_map(Some)];
+    let tasks_per_life = prop_oneof![2 => Just(None), 1 => (1..6_u64).prop_map(Some)];
+    (0..4_usize, 0..4_usize, 1..4_usize, capacity, tasks_per_life).prop_map(
+        |(least, more, lanes, capacity, tasks_per_life)| Sizing {
+            least,
+            most: (least + more).max(1),
+            lanes,
+            capacity,
+            tasks_per_life,
+        },
+    )
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn every_order_of_events_keeps_the_promises(
-        workers in 1..5_usize,
-        lanes in 1..4_usize,
-        capacity in prop_oneof![Just(None), (0..12_usize).prop_map(Some)],
+        sizing in sizings(),
         events in events(),
         overtaking in 0..6_usize,
     ) {
-        let mut world = World::new(workers, lanes, capacity, overtaking);
+        let mut world = World::new(sizing, overtaking);
         for event in events {
             world.handle(event);
         }
@@ -668,7 +801,7 @@ proptest! {
         for peer in &world.peers {
             prop_assert_eq!(peer.process, Process::Gone, "a worker that stays");
         }
-        prop_assert!(world.state.workers.iter().all(|worker| worker.state == WorkerState::Gone));
+        prop_assert_eq!(world.state.processes(), 0);
         prop_assert_eq!((world.state.queued(), world.state.running()), (0, 0));
     }
 }

@@ -1,0 +1,339 @@
+//! One keeper per pool: it has workers started, and does what is due at a certain time.
+//!
+//! It runs on the library's own runtime, and only when there is something to do: an idle pool wakes nobody.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::call::{Call, Outcome};
+use super::dispatch::{Core, Shared};
+use super::in_flight::Stop;
+use super::link::Link;
+use super::supervisor::{Services, supervise};
+use super::timers::after;
+use crate::error::{Cause, TimeLimit};
+use crate::shared::ledger::clock;
+
+/// A worker that is to be started.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    /// Its index in the state.
+    pub(crate) worker: usize,
+    pub(crate) number: usize,
+    /// Predecessors that failed to start, or died with nothing to do, one after the other.
+    pub(crate) failures: u32,
+}
+
+/// What is to be done at a certain time. `process` tells a worker from another that has its index later.
+#[derive(Debug)]
+pub(crate) enum Due {
+    /// A task that has not started may have waited too long, or its deadline has come.
+    Expire(Weak<Call>),
+    /// A task at a worker may run for too long.
+    Check { worker: usize, process: u64 },
+    /// A task that shall be stopped may still stand at its worker.
+    Stop { worker: usize, process: u64, id: u64 },
+    /// A worker is old.
+    Age { worker: usize, process: u64 },
+    /// A worker may have been idle for long.
+    Idle { worker: usize, process: u64 },
+}
+
+/// When a worker is looked at, and since when it has nothing to do.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    /// The next look at how long its tasks have run.
+    check: Option<Instant>,
+    idle_since: Option<Instant>,
+    /// A look at how long it has been idle is due.
+    idle_check: bool,
+}
+
+/// Keeps a pool until it is over.
+pub(crate) async fn keep(
+    shared: Arc<Shared>,
+    services: Arc<Services>,
+    mut starts: mpsc::UnboundedReceiver<Start>,
+) {
+    let over = shared.all_gone();
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            start = starts.recv() => {
+                let Some(start) = start else { return };
+                services.own.spawn(supervise(Arc::clone(&shared), Arc::clone(&services), start));
+            }
+            () = shared.timers.wait() => shared.do_due(),
+            () = &mut over => return,
+        }
+    }
+}
+
+impl Shared {
+    /// Does everything that is due.
+    fn do_due(&self) {
+        while let Ok(due) = self.timers.pop(Instant::now()) {
+            match due {
+                Due::Expire(call) => {
+                    if let Some(call) = call.upgrade() {
+                        self.expire(&call);
+                    }
+                }
+                Due::Check { worker, process } => self.check(worker, process),
+                Due::Stop { worker, process, id } => {
+                    let mut core = self.lock();
+                    if core.link(worker, process).is_some() {
+                        core.state.unresponsive(worker, id);
+                        self.act(core);
+                    }
+                }
+                Due::Age { worker, process } => {
+                    let mut core = self.lock();
+                    if core.link(worker, process).is_some() {
+                        core.state.worn(worker);
+                        self.act(core);
+                    }
+                }
+                Due::Idle { worker, process } => self.idle(worker, process),
+            }
+        }
+    }
+
+    /// A task's time to wait is up, or its deadline has come.
+    fn expire(&self, call: &Arc<Call>) {
+        let core = self.lock();
+        let now = Instant::now();
+        let at = core.state.worker_of(call.id());
+        let link = at.and_then(|worker| core.links[worker].clone());
+        let has_started = link.as_ref().is_some_and(|link| {
+            link.ledger
+                .started()
+                .iter()
+                .any(|started| started.id == call.id())
+        });
+        if let (true, Some(link)) = (has_started, link) {
+            match call.deadline() {
+                Some(deadline) if deadline <= now => {
+                    drop(core);
+                    self.overrun(link.place, link.process);
+                }
+                Some(deadline) => call.watch(&self.timers, deadline),
+                None => {}
+            }
+            return;
+        }
+        match call.waited(now) {
+            Ok(limit) => {
+                let cause = Cause::TimedOut { limit, ran: None };
+                if call.id() == 0 {
+                    // It waits for room, or is about to be submitted, which finds that it has ended.
+                    drop(core);
+                    call.complete(Err(call.error(cause)), &self.callbacks);
+                } else {
+                    self.end_call(core, call, cause);
+                }
+            }
+            Err(Some(at)) => call.watch(&self.timers, at),
+            Err(None) => {}
+        }
+    }
+
+    /// Has the tasks at a worker looked at by `at`.
+    pub(crate) fn check_by(&self, link: &Link, at: Instant) {
+        let mut watch = link.lock_watch();
+        if watch.check.is_some_and(|check| check <= at) {
+            return;
+        }
+        watch.check = Some(at);
+        let due = Due::Check {
+            worker: link.place,
+            process: link.process,
+        };
+        self.timers.insert(at, due);
+    }
+
+    /// Looks how long tasks at a worker have run.
+    fn check(&self, worker: usize, process: u64) {
+        let Some(link) = self.lock().link(worker, process) else {
+            return;
+        };
+        {
+            let mut watch = link.lock_watch();
+            match watch.check {
+                // An earlier look took this one's place and has arranged for the next.
+                Some(check) if check > Instant::now() => return,
+                _ => watch.check = None,
+            }
+        }
+        self.overrun(worker, process);
+    }
+
+    /// Stops the tasks at a worker whose time is up, and arranges for the next look.
+    fn overrun(&self, worker: usize, process: u64) {
+        let Some(link) = self.lock().link(worker, process) else {
+            return;
+        };
+        // What has been answered in time counts, whether or not somebody has read it yet.
+        link.read_all(self);
+        let mut done: Vec<(Arc<Call>, Outcome)> = Vec::new();
+        let mut core = self.lock();
+        if core.link(worker, process).is_none() {
+            return;
+        }
+        let (now, ticks) = (Instant::now(), clock());
+        let started = link.ledger.started();
+        let mut next: Option<Instant> = None;
+        let mut overdue = Vec::new();
+        for (id, call) in core.state.tasks_at(worker) {
+            let since = started.iter().find(|started| started.id == id);
+            if since.is_some() && call.is_late(now) {
+                overdue.push((id, Arc::clone(call), TimeLimit::Deadline));
+                continue;
+            }
+            let Some(timeout) = call.timeout() else { continue };
+            let ran = since.map_or(Duration::ZERO, |started| {
+                Duration::from_nanos(ticks.saturating_sub(started.since))
+            });
+            if ran >= timeout {
+                overdue.push((id, Arc::clone(call), TimeLimit::Timeout(timeout)));
+            } else {
+                let end = after(timeout.saturating_sub(ran));
+                next = next.into_iter().chain([end]).min();
+            }
+        }
+        for (id, call, limit) in overdue {
+            self.stop_late(&mut core, &link, id, call, limit, &mut done);
+        }
+        self.act(core);
+        if let Some(next) = next {
+            self.check_by(&link, next);
+        }
+        let ended = done.len();
+        for (call, outcome) in done {
+            call.complete(outcome, &self.callbacks);
+        }
+        if ended > 0 {
+            self.tell_room(ended);
+        }
+    }
+
+    /// Stops a task that runs and whose time is up.
+    fn stop_late(
+        &self,
+        core: &mut Core,
+        link: &Link,
+        id: u64,
+        call: Arc<Call>,
+        limit: TimeLimit,
+        done: &mut Vec<(Arc<Call>, Outcome)>,
+    ) {
+        let polite = self.may_end(link);
+        // What a chunk has finished is with its worker, so that it ends as that does.
+        let settled = !call.is_chunk();
+        if core
+            .state
+            .stop(link.place, id, Stop::Yes { settled, polite })
+            .is_none()
+        {
+            return;
+        }
+        self.ask_to_end(link, id, polite);
+        if settled {
+            let cause = Cause::TimedOut {
+                limit,
+                ran: Some((link.number, link.pid)),
+            };
+            core.fail(link, call, 0, cause, done);
+        } else {
+            link.set_overdue(id, limit);
+        }
+    }
+
+    /// After answers of a worker: whether it should be replaced, and whether it is idle.
+    pub(crate) fn look_at(&self, core: &mut Core, link: &Link, now: Instant) {
+        if core.end.is_some() {
+            return;
+        }
+        if let Some(most) = self.config.max_worker_memory
+            && link.ledger.resident() > most
+            && !link.set_worn()
+        {
+            core.state.worn(link.place);
+        }
+        if self.config.can_shrink() {
+            let is_idle = core.state.is_idle(link.place);
+            let mut watch = link.lock_watch();
+            watch.idle_since = is_idle.then_some(now);
+            if is_idle && !watch.idle_check && core.state.size() > self.config.least_workers {
+                watch.idle_check = true;
+                drop(watch);
+                self.check_idle(link, after(self.config.idle_timeout));
+            }
+        }
+    }
+
+    fn check_idle(&self, link: &Link, at: Instant) {
+        let due = Due::Idle {
+            worker: link.place,
+            process: link.process,
+        };
+        self.timers.insert(at, due);
+    }
+
+    /// Ends a worker that has been idle for long, where more are there than must be.
+    fn idle(&self, worker: usize, process: u64) {
+        let mut core = self.lock();
+        let Some(link) = core.link(worker, process) else {
+            return;
+        };
+        let mut watch = link.lock_watch();
+        let since = watch.idle_since;
+        let end = since.and_then(|since| since.checked_add(self.config.idle_timeout));
+        if let Some(end) = end
+            && end > Instant::now()
+        {
+            drop(watch);
+            self.check_idle(&link, end);
+            return;
+        }
+        // Otherwise it is busy, or stays: the next answer arranges for the next look.
+        watch.idle_check = false;
+        drop(watch);
+        if since.is_some() && core.state.idle(worker) {
+            self.act(core);
+            self.changed.notify(usize::MAX);
+        }
+    }
+
+    /// Arranges for what is due in a worker's life: it has just become ready.
+    pub(crate) fn watch_over(&self, core: &Core, link: &Link) {
+        if let Some(age) = self.config.max_worker_age {
+            // Up to a tenth earlier, so that workers of an age are not replaced all at once.
+            let spread = u32::try_from(link.process.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60).unwrap_or(0);
+            let due = Due::Age {
+                worker: link.place,
+                process: link.process,
+            };
+            self.timers.insert(after(age - age / 10 * spread / 16), due);
+        }
+        if self.config.can_shrink() {
+            let mut watch = link.lock_watch();
+            watch.idle_since = core.state.is_idle(link.place).then(Instant::now);
+            if core.state.size() > self.config.least_workers {
+                watch.idle_check = true;
+                drop(watch);
+                self.check_idle(link, after(self.config.idle_timeout));
+            }
+        }
+    }
+}
+
+impl Core {
+    /// The worker at an index, if it is still that process.
+    fn link(&self, worker: usize, process: u64) -> Option<Arc<Link>> {
+        let link = self.links.get(worker)?.as_ref()?;
+        (link.process == process).then(|| Arc::clone(link))
+    }
+}

@@ -1,0 +1,90 @@
+//! Tasks that wait to be sent, by priority, then by id, which is the order of submission.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, VecDeque};
+
+/// A task that waits.
+#[derive(Debug)]
+pub(crate) struct Queued<P> {
+    pub(crate) id: u64,
+    /// What it counts for in a worker's life: the elements of a chunk.
+    pub(crate) weight: u32,
+    /// Of its frame.
+    pub(crate) bytes: usize,
+    pub(crate) payload: P,
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue<P> {
+    levels: BTreeMap<Reverse<i32>, VecDeque<Queued<P>>>,
+    len: usize,
+}
+
+impl<P> Default for Queue<P> {
+    fn default() -> Self {
+        Self {
+            levels: BTreeMap::new(),
+            len: 0,
+        }
+    }
+}
+
+impl<P> Queue<P> {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn push(&mut self, priority: i32, task: Queued<P>) {
+        let level = self.levels.entry(Reverse(priority)).or_default();
+        // A task that comes back goes to its old place.
+        if level.back().is_none_or(|last| last.id < task.id) {
+            level.push_back(task);
+        } else {
+            let index = level.partition_point(|other| other.id < task.id);
+            level.insert(index, task);
+        }
+        self.len += 1;
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<(i32, Queued<P>)> {
+        let mut level = self.levels.first_entry()?;
+        let priority = level.key().0;
+        let task = level.get_mut().pop_front();
+        if level.get().is_empty() {
+            level.remove();
+        }
+        self.len -= 1;
+        task.map(|task| (priority, task))
+    }
+
+    pub(crate) fn front_bytes(&self) -> usize {
+        self.levels
+            .first_key_value()
+            .and_then(|(_, level)| level.front())
+            .map_or(0, |task| task.bytes)
+    }
+
+    pub(crate) fn remove(&mut self, priority: i32, id: u64) -> Option<P> {
+        let level = self.levels.get_mut(&Reverse(priority))?;
+        let index = level.binary_search_by_key(&id, |task| task.id).ok()?;
+        let task = level.remove(index)?;
+        if level.is_empty() {
+            self.levels.remove(&Reverse(priority));
+        }
+        self.len -= 1;
+        Some(task.payload)
+    }
+
+    pub(crate) fn drain(&mut self) -> Vec<P> {
+        self.len = 0;
+        std::mem::take(&mut self.levels)
+            .into_values()
+            .flatten()
+            .map(|task| task.payload)
+            .collect()
+    }
+}
