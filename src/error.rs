@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::memory::OutOfMemory;
+
 /// Why a pool could not be built.
 ///
 /// Nothing is left running when [`build`](crate::PoolBuilder::build) returns one.
@@ -287,6 +289,8 @@ pub(crate) struct WorkerLoss {
     pub(crate) status: Option<ExitStatus>,
     /// What it did wrong, where it was cut off for that.
     pub(crate) fault: Option<String>,
+    /// Where it ended for want of memory.
+    pub(crate) out_of_memory: Option<OutOfMemory>,
     pub(crate) stderr: String,
 }
 
@@ -392,6 +396,27 @@ impl TaskError {
         }
     }
 
+    /// Whether the worker was lost because it was over its [`memory_limit`](crate::PoolBuilder::memory_limit), or
+    /// because the kernel killed it for want of memory, as far as that can be told from other ends.
+    #[must_use]
+    pub fn is_out_of_memory(&self) -> bool {
+        self.out_of_memory().is_some()
+    }
+
+    /// What is known of a worker that was lost for want of memory.
+    ///
+    /// The kernel counts whom it killed for want of memory by cgroup, not by process. Where a worker without a
+    /// cgroup of its own got a SIGKILL, and the kernel has killed one process more in this cgroup than workers were
+    /// found dead of it, the worker is taken for that one. On a kernel or in a container that does not show its count,
+    /// such an end is not recognised.
+    #[must_use]
+    pub fn out_of_memory(&self) -> Option<OutOfMemory> {
+        match &self.inner.cause {
+            Cause::WorkerLost(loss) => loss.out_of_memory,
+            _ => None,
+        }
+    }
+
     /// The last lines that a lost worker wrote to its standard error.
     #[must_use]
     pub fn stderr(&self) -> Option<&str> {
@@ -464,13 +489,15 @@ impl fmt::Display for TaskError {
                     pid,
                     status,
                     fault,
+                    out_of_memory,
                     stderr,
                 } = loss;
                 write!(f, "worker {worker} (pid {pid}) was lost while running `{task}`: ")?;
-                match (fault, status) {
-                    (Some(fault), _) => f.write_str(fault)?,
-                    (None, Some(status)) => write!(f, "{status}")?,
-                    (None, None) => f.write_str("the system did not tell how it ended")?,
+                match (out_of_memory, fault, status) {
+                    (Some(out_of_memory), ..) => write!(f, "it {out_of_memory}")?,
+                    (None, Some(fault), _) => f.write_str(fault)?,
+                    (None, None, Some(status)) => write!(f, "{status}")?,
+                    (None, None, None) => f.write_str("the system did not tell how it ended")?,
                 }
                 write_stderr(f, stderr)
             }

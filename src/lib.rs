@@ -48,8 +48,9 @@
 //! with helpers of the same name while workers are started; one thread for each pool that passes on what its workers
 //! print; and two that run callbacks, from the first callback on, or more while callbacks block. Frames are sent and
 //! read on the runtime that the pool was built on, if that is a multi-thread one, and on the thread `procession`
-//! otherwise. A worker has its main thread, which runs tasks, and one that watches the parent; the first async task
-//! adds a tokio runtime with one thread.
+//! otherwise. A worker has its main thread, which runs tasks, and one that watches the parent; one more watches its
+//! memory where [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime
+//! with one thread.
 //!
 //! **File descriptors.** For each worker the parent holds the connection (a Unix stream socket), a second socket for
 //! what must be heard while a task runs, the read end of its standard error, and a pidfd; and the read end of its
@@ -84,6 +85,7 @@
 compile_error!("procession runs on Linux only, so far");
 
 mod error;
+mod memory;
 mod init;
 mod runtime;
 mod pool;
@@ -102,6 +104,7 @@ pub use crate::error::{
     BuildError, JoinError, RemotePanic, StartPhase, TaskError, TaskErrorKind, TimeoutPhase, TryApplyError,
 };
 pub use crate::init::init;
+pub use crate::memory::{MemoryLimit, MemoryMechanism, OutOfMemory};
 pub use crate::pool::asynchronous::Asynchronous;
 pub use crate::pool::builder::{InitializerOutcome, PoolBuilder, WorkerEvent};
 pub use crate::pool::handle::Pool;

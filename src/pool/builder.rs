@@ -17,9 +17,11 @@ use super::cpus;
 use super::dispatch::{End, Shared};
 use super::handle::Pool;
 use super::keeper;
+use super::limits::LimitOptions;
 use super::options::TaskOptions;
 use super::supervisor::{self, Services};
 use crate::error::{BuildError, Cause, WorkerLoss};
+use crate::memory::OutOfMemory;
 use crate::process::output::{Output, OutputThread};
 use crate::process::spawn::Program;
 use crate::task::{entry, table};
@@ -62,6 +64,8 @@ pub struct WorkerEvent {
     pub pid: u32,
     /// How it ended, where it has and the system told.
     pub status: Option<std::process::ExitStatus>,
+    /// Where it ended for want of memory.
+    pub out_of_memory: Option<OutOfMemory>,
 }
 
 /// Options of a [`Pool`], made by [`Pool::builder`].
@@ -113,6 +117,7 @@ pub struct PoolBuilder {
     on_worker_start: Option<Hook>,
     on_worker_exit: Option<Hook>,
     own_runtime: bool,
+    pub(super) limits: LimitOptions,
 }
 
 /// A row and an argument, encoded when it was given.
@@ -161,6 +166,7 @@ impl Default for PoolBuilder {
             on_worker_start: None,
             on_worker_exit: None,
             own_runtime: false,
+            limits: LimitOptions::default(),
         }
     }
 }
@@ -502,6 +508,7 @@ impl PoolBuilder {
             on_worker_start,
             on_worker_exit,
             own_runtime: _,
+            limits,
         } = self;
         let invalid = |option, reason: &str| {
             Err(BuildError::InvalidOption {
@@ -566,6 +573,7 @@ impl PoolBuilder {
                 return invalid(option, "it contains a NUL byte");
             }
         }
+        limits.check(workers)?;
         let initializer = match initializer {
             None => None,
             Some(Initializer { row, argument }) => {
@@ -596,6 +604,7 @@ impl PoolBuilder {
             depth: depth + 1,
             on_worker_start,
             on_worker_exit,
+            limits,
         })
     }
 }
@@ -628,6 +637,7 @@ pub(crate) struct Config {
     pub(crate) depth: u32,
     on_worker_start: Option<Hook>,
     on_worker_exit: Option<Hook>,
+    pub(crate) limits: LimitOptions,
 }
 
 /// What a pool has that was never started.
@@ -657,6 +667,7 @@ impl Default for Config {
             depth: 0,
             on_worker_start: None,
             on_worker_exit: None,
+            limits: LimitOptions::default(),
         }
     }
 }
@@ -679,6 +690,7 @@ impl Config {
                 worker,
                 pid,
                 status: None,
+                out_of_memory: None,
             },
         );
     }
@@ -688,6 +700,7 @@ impl Config {
             worker: loss.worker,
             pid: loss.pid,
             status: loss.status,
+            out_of_memory: loss.out_of_memory,
         };
         call(self.on_worker_exit.as_ref(), &event);
     }

@@ -655,13 +655,17 @@ impl Core {
                 *entry = (index, status);
             }
         }
-        let worker = |number: usize, index: Option<usize>, status| WorkerStats {
-            id: number,
-            pid: index.and_then(|index| Some(self.links[index].as_ref()?.pid)),
-            status,
-            tasks_done: self.records[number].tasks_done,
-            restarts: self.records[number].starts.saturating_sub(1),
-            resident_memory: None,
+        let worker = |number: usize, index: Option<usize>, status| {
+            let link = index.and_then(|index| self.links[index].as_ref());
+            WorkerStats {
+                id: number,
+                pid: link.map(|link| link.pid),
+                status,
+                tasks_done: self.records[number].tasks_done,
+                restarts: self.records[number].starts.saturating_sub(1),
+                resident_memory: None,
+                memory_limit: link.and_then(|link| link.memory.limit()),
+            }
         };
         let listed = (0..self.records.len()).filter_map(|number| match by_number.get(&number) {
             Some(&(index, status)) => Some(worker(number, Some(index), status)),

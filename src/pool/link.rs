@@ -24,6 +24,7 @@ use super::dispatch::Shared;
 use super::keeper::Watch;
 use crate::error::TimeLimit;
 use crate::process::child::Killer;
+use crate::process::memory::WorkerMemory;
 use crate::shared::ledger::Ledger;
 use crate::shared::watched::{Watched, watch};
 use crate::wire::codec::{drop_quietly, message_bytes};
@@ -64,6 +65,7 @@ pub(crate) struct Link {
     pub(crate) process: u64,
     pub(crate) ledger: Ledger,
     pub(crate) killer: Arc<Killer>,
+    pub(crate) memory: WorkerMemory,
     connection: Arc<OwnedFd>,
     control: OwnedFd,
     out: Mutex<Out>,
@@ -99,6 +101,7 @@ pub(crate) struct Parts {
     pub(crate) receiver: Receiver,
     pub(crate) ledger: Ledger,
     pub(crate) killer: Arc<Killer>,
+    pub(crate) memory: WorkerMemory,
 }
 
 #[derive(Debug, Default)]
@@ -138,6 +141,7 @@ impl Link {
             receiver,
             ledger,
             killer,
+            memory,
         } = parts;
         Self {
             place,
@@ -146,6 +150,7 @@ impl Link {
             process,
             ledger,
             killer,
+            memory,
             connection,
             control,
             out: Mutex::default(),

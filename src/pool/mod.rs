@@ -5,6 +5,7 @@
 pub(crate) mod handle;
 pub(crate) mod asynchronous;
 pub(crate) mod builder;
+pub(crate) mod limits;
 pub(crate) mod cpus;
 pub(crate) mod state;
 pub(crate) mod queue;

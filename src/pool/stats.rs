@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::state::WorkerState;
+use crate::memory::MemoryLimit;
 
 /// A snapshot of a pool, from [`Pool::stats`](crate::Pool::stats).
 #[derive(Clone, Debug)]
@@ -38,6 +39,9 @@ pub struct WorkerStats {
     pub restarts: u64,
     /// Resident memory of the process in bytes, where the system tells.
     pub resident_memory: Option<u64>,
+    /// The [`memory_limit`](crate::PoolBuilder::memory_limit) of the process and how it is kept, if one runs and has
+    /// one.
+    pub memory_limit: Option<MemoryLimit>,
 }
 
 /// What a worker is about.

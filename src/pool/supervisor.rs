@@ -17,12 +17,13 @@ use super::keeper::Start;
 use super::link::{Link, Parts, drive, watch_on};
 use super::state::WorkerState;
 use crate::error::{BuildError, StartPhase, WorkerLoss};
+use crate::memory::OutOfMemory;
 use crate::process::child::Child;
 use crate::process::handshake::{HandshakeError, HandshakeFailure, handshake};
 use crate::process::output::{OutputThread, Sink, Stream, own_stdout};
 use crate::process::spawn::{Spawned, spawn};
 use crate::shared::ledger::Ledger;
-use crate::wire::message::{Failure, InitFailure, Stdout, Welcome, message_limit};
+use crate::wire::message::{Failure, InitFailure, LimitOption, Stdout, Welcome, message_limit};
 use crate::wire::transport::datagram_pair;
 
 /// Starts that fail one after the other, while no worker runs, before the pool gives up.
@@ -158,6 +159,7 @@ async fn start(
             source: Arc::new(error),
         }
     };
+    let (limits, memory) = config.limits.prepare(worker)?;
     let process = services.processes.fetch_add(1, Ordering::Relaxed);
     let stderr = services
         .output
@@ -211,6 +213,7 @@ async fn start(
         initializer: config.initializer.clone(),
         measures_memory: config.max_worker_memory.is_some(),
         stdout,
+        limits,
     };
     let mut fds = vec![control_fd, ledger_fd];
     fds.extend(stdout_fd);
@@ -222,7 +225,8 @@ async fn start(
     };
     let pid = child.pid();
     match greeted {
-        Some(Ok(receiver)) => {
+        Some(Ok((receiver, ready))) => {
+            memory.set_in_force(ready.memory);
             let parts = Parts {
                 place,
                 number: worker,
@@ -233,6 +237,7 @@ async fn start(
                 receiver,
                 ledger,
                 killer,
+                memory,
             };
             Ok((child, Arc::new(Link::new(parts))))
         }
@@ -252,14 +257,43 @@ async fn start(
                 }
             };
             let stderr = last_words(services, process).await;
-            Err(start_error(shared, error, status, stderr))
+            let end = memory.cause(status, ledger.resident_at_end(), &stderr);
+            memory.bury().await;
+            match end {
+                Some(end) => Err(starved(shared, worker, end, stderr)),
+                None => Err(start_error(shared, error, status, stderr)),
+            }
         }
         None => {
             killer.kill();
             child.wait().await;
+            memory.bury().await;
             services.output.settle(process).await;
             Err(BuildError::Closed)
         }
+    }
+}
+
+/// What whoever builds the pool is told of a process that had too little memory to become a worker.
+fn starved(shared: &Shared, worker: usize, end: OutOfMemory, stderr: String) -> BuildError {
+    if shared.config.initializer.is_some() {
+        return BuildError::Initializer {
+            name: shared.config.initializer_name(),
+            message: format!("worker {worker} {end}"),
+            panic: None,
+        };
+    }
+    if end.limit.is_none() {
+        return BuildError::Handshake {
+            program: shared.config.program.path().to_owned(),
+            reason: format!("it {end} before it was ready"),
+            first_bytes: Vec::new(),
+            stderr,
+        };
+    }
+    BuildError::InvalidOption {
+        option: LimitOption::Memory.name(),
+        reason: format!("worker {worker} {end} before it was ready"),
     }
 }
 
@@ -327,9 +361,15 @@ fn start_error(
             first_bytes,
             stderr,
         },
+        HandshakeFailure::Initializer(InitFailure::Limit { option, reason }) => BuildError::InvalidOption {
+            option: option.name(),
+            reason,
+        },
         HandshakeFailure::Initializer(failure) => {
             let (message, panic) = match failure {
-                InitFailure::Failed(message) | InitFailure::Setup(message) => (message, None),
+                InitFailure::Failed(message)
+                | InitFailure::Setup(message)
+                | InitFailure::Limit { reason: message, .. } => (message, None),
                 InitFailure::Task(Failure::Panicked(panic)) => (panic.message.clone(), Some(panic)),
                 InitFailure::Task(Failure::DecodeArgument(message)) => {
                     (format!("its argument: {message}"), None)
@@ -400,15 +440,19 @@ async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link
     };
     link.close();
     let stderr = last_words(services, link.process).await;
+    let resident = link.ledger.resident_at_end();
+    let out_of_memory = link.memory.cause(status, resident, &stderr);
     let loss = WorkerLoss {
         worker: link.number,
         pid: link.pid,
         status,
         fault: None,
+        out_of_memory,
         stderr,
     };
     shared.lost(link, &loss);
     shared.config.worker_exited(&loss);
+    link.memory.bury().await;
 }
 
 /// Kills a worker that has not ended by itself.

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
@@ -75,11 +76,10 @@ pub(crate) struct Killer {
 }
 
 impl Killer {
-    /// Sends the process and its group a SIGTERM.
+    /// Sends the process and its group a SIGTERM, once.
     pub(crate) fn terminate(&self) {
-        if let Some(pidfd) = &self.pidfd
-            && pidfd_send_signal(pidfd, Signal::TERM).is_ok()
-        {
+        // The number of the group is its own as long as the process runs.
+        if self.pidfd.as_ref().is_some_and(|pidfd| !has_ended(pidfd)) {
             kill_process_group(self.pid, Signal::TERM).ok();
         }
     }
@@ -93,4 +93,14 @@ impl Killer {
             kill_process_group(self.pid, Signal::KILL).ok();
         }
     }
+}
+
+/// Whether a process has ended.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }

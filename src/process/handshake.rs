@@ -14,7 +14,7 @@ use crate::shared::watched::{Watched, watch};
 use crate::task::table;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
-use crate::wire::message::{Hello, InitFailure, MAGIC, PROTOCOL, Welcome, kind};
+use crate::wire::message::{Hello, InitFailure, MAGIC, PROTOCOL, Ready, Welcome, kind};
 use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect};
 
 /// Foreign bytes that may come before the magic.
@@ -50,11 +50,11 @@ pub(crate) async fn handshake(
     fds: Vec<OwnedFd>,
     limit: u64,
     timeout: Duration,
-) -> Result<Receiver, HandshakeError> {
+) -> Result<(Receiver, Ready), HandshakeError> {
     let mut receiver = Receiver::new(limit);
     let mut foreign = Vec::new();
     match greet(connection, &mut receiver, &mut foreign, welcome, fds, timeout).await {
-        Ok(()) => Ok(receiver),
+        Ok(ready) => Ok((receiver, ready)),
         Err(failure) => {
             foreign.truncate(QUOTED);
             Err(HandshakeError {
@@ -72,7 +72,7 @@ async fn greet(
     welcome: &Welcome,
     fds: Vec<OwnedFd>,
     timeout: Duration,
-) -> Result<(), HandshakeFailure> {
+) -> Result<Ready, HandshakeFailure> {
     let now = Instant::now();
     // A timeout that is too long for the clock is as good as a year.
     let deadline = now
@@ -122,7 +122,7 @@ async fn greet(
     let phase = StartPhase::Initializer;
     let message = next(&connection, receiver, deadline, phase).await?;
     match message.kind {
-        kind::READY => Ok(()),
+        kind::READY => codec::decode(&message.body).map_err(HandshakeFailure::Refused),
         kind::INIT_FAILED => match codec::decode(&message.body) {
             Ok(failure) => Err(HandshakeFailure::Initializer(failure)),
             Err(message) => Err(HandshakeFailure::Refused(message)),

@@ -13,6 +13,7 @@
 //! word 4     how often the parent has asked for the tasks that have not started
 //! word 5     1 when a task here has asked whether it is cancelled, 0 before
 //! word 6     resident memory in bytes after the last task, where that is measured
+//! word 7     bytes that were resident when the worker ended itself for its memory limit, 0 otherwise
 //! word 8 …   three words for each lane: the id of the task that runs there (0: none), the element it is at, and
 //!            since when
 //! then       ids of the tasks that the parent revoked last
@@ -43,6 +44,7 @@ const REVOCATIONS: usize = 3;
 const RECALLS: usize = 4;
 const LISTENS: usize = 5;
 const RESIDENT: usize = 6;
+const OVER_LIMIT: usize = 7;
 const LANES: usize = 8;
 /// Words of a lane: id, element, time.
 const LANE: usize = 3;
@@ -217,6 +219,16 @@ impl Ledger {
         self.revocations() > 0
             && (first..first + Self::revocable(self.lanes))
                 .any(|index| self.word(index).load(Ordering::Relaxed) == id)
+    }
+
+    /// Worker: ends now, for it has so many bytes resident, which is over its limit.
+    pub(crate) fn out_of_memory(&self, resident: u64) {
+        self.word(OVER_LIMIT).store(resident, Ordering::Release);
+    }
+
+    /// Parent: what was resident in a worker that ended itself for that; `None` in any other.
+    pub(crate) fn resident_at_end(&self) -> Option<u64> {
+        Some(self.word(OVER_LIMIT).load(Ordering::Acquire)).filter(|&resident| resident > 0)
     }
 
     /// Parent: the tasks that had started. Some may be finished; then their replies have come, or are in `unsent`.

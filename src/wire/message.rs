@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::RemotePanic;
+use crate::memory::MemoryMechanism;
 
 /// The version of everything in this folder. Both sides must speak the same.
 pub(crate) const PROTOCOL: u32 = 1;
@@ -26,7 +27,7 @@ pub(crate) mod kind {
     pub(crate) const HELLO: u8 = 1;
     /// Parent: [`Welcome`](super::Welcome), with the descriptors that it announces.
     pub(crate) const WELCOME: u8 = 2;
-    /// Worker: set up, send tasks.
+    /// Worker: [`Ready`](super::Ready), send tasks.
     pub(crate) const READY: u8 = 3;
     /// Worker: [`InitFailure`](super::InitFailure).
     pub(crate) const INIT_FAILED: u8 = 4;
@@ -84,6 +85,66 @@ pub(crate) struct Welcome {
     /// Whether the parent wants to know its resident memory after each task.
     pub(crate) measures_memory: bool,
     pub(crate) stdout: Stdout,
+    pub(crate) limits: WorkerLimits,
+}
+
+/// What a worker keeps itself to, before its initializer and its first task.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WorkerLimits {
+    pub(crate) memory: Option<MemoryOrder>,
+    pub(crate) cpu_seconds: Option<u64>,
+    pub(crate) open_files: Option<u64>,
+    pub(crate) file_size: Option<u64>,
+    pub(crate) nice: Option<i32>,
+    pub(crate) cpus: Option<Vec<usize>>,
+    /// `None`: above that of the parent.
+    pub(crate) oom_score_adj: Option<i32>,
+}
+
+/// A limit on the worker's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemoryOrder {
+    pub(crate) bytes: u64,
+    /// `None`: the best that works.
+    pub(crate) mechanism: Option<MemoryMechanism>,
+    /// The directory of a cgroup that has the limit, for the worker to move into.
+    pub(crate) leaf: Option<String>,
+}
+
+/// Which limit a worker could not keep itself to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum LimitOption {
+    Memory,
+    Mechanism,
+    CpuTime,
+    OpenFiles,
+    FileSize,
+    Nice,
+    Affinity,
+    OomScore,
+}
+
+impl LimitOption {
+    /// The builder's method.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory_limit",
+            Self::Mechanism => "memory_mechanism",
+            Self::CpuTime => "cpu_time_limit",
+            Self::OpenFiles => "open_files_limit",
+            Self::FileSize => "file_size_limit",
+            Self::Nice => "nice",
+            Self::Affinity => "cpu_affinity",
+            Self::OomScore => "oom_score_adj",
+        }
+    }
+}
+
+/// What a worker says when it is set up.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    /// How its memory limit is kept, if it has one.
+    pub(crate) memory: Option<MemoryMechanism>,
 }
 
 /// Descriptors of a `Welcome` before the one for stdout: the control socket and the ledger's memory.
@@ -105,6 +166,11 @@ pub(crate) enum InitFailure {
     Task(Failure),
     /// The worker could not prepare itself.
     Setup(String),
+    /// The worker could not keep itself to a limit.
+    Limit {
+        option: LimitOption,
+        reason: String,
+    },
 }
 
 /// How a task failed that a worker survived.

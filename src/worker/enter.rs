@@ -9,10 +9,10 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
 
 use super::execute::Limits;
+use super::footprint::Footprint;
 use super::inbox::Inbox;
-use super::memory::Memory;
 use super::reply::Replies;
-use super::{IDENTITY, Identity, cancel, panic, serve, stdio, watch};
+use super::{IDENTITY, Identity, cancel, limits, memory, panic, serve, stdio, watch};
 use crate::shared::ledger::Ledger;
 use crate::task::entry::Run;
 use crate::task::table;
@@ -86,20 +86,30 @@ fn work(depth: u32) -> io::Result<()> {
         Arc::clone(&aborts),
     )?;
 
-    if let Some((row, argument)) = welcome.initializer
-        && let Err(failure) = initialize(row, &argument)
-    {
-        let mut bytes = Outgoing::buffer(64);
-        message_bytes(&failure, &mut bytes);
-        return replies.send(Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0);
+    let prepared = limits::apply(&welcome.limits, &replies).and_then(|ready| {
+        if let Some((row, argument)) = &welcome.initializer {
+            let _running = memory::running();
+            initialize(*row, argument)?;
+        }
+        Ok(ready)
+    });
+    let mut bytes = Outgoing::buffer(64);
+    match prepared {
+        Ok(ready) => {
+            message_bytes(&ready, &mut bytes);
+            replies.send(Outgoing::new(kind::READY, bytes, Vec::new()), 0)?;
+        }
+        Err(failure) => {
+            message_bytes(&failure, &mut bytes);
+            return replies.send(Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0);
+        }
     }
-    replies.send(Outgoing::new(kind::READY, Outgoing::buffer(0), Vec::new()), 0)?;
     let limits = Limits {
         max_frame_size: welcome.max_frame_size,
     };
-    let memory = Memory::new(welcome.measures_memory);
+    let footprint = Footprint::new(welcome.measures_memory);
     let lanes = welcome.tasks_per_worker;
-    serve::serve(&inbox, &replies, &aborts, limits, lanes, memory)?;
+    serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
     replies.send(Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
 }
 
@@ -188,6 +198,7 @@ fn set_name(worker: usize) {
 /// Ends this worker and everything that it started, for its parent is gone.
 #[expect(clippy::exit, reason = "nobody is left to return to")]
 pub(super) fn die() -> ! {
+    limits::kill_leaf();
     // Only as the leader of a group of its own: a launcher may have put the worker into somebody else's.
     if getpgrp() == getpid() {
         kill_current_process_group(Signal::KILL).ok();

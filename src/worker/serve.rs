@@ -19,8 +19,9 @@ use tokio::runtime::{Builder, Runtime};
 use super::cancel;
 use super::enter::die;
 use super::execute::{Limits, Prepared, Reply, failure_reply, run_chunk, run_single};
+use super::footprint::Footprint;
 use super::inbox::{Inbox, Next};
-use super::memory::Memory;
+use super::memory;
 use super::reply::Replies;
 use crate::shared::watched::watch;
 use crate::task::entry::Run;
@@ -53,17 +54,17 @@ pub(super) fn serve(
     aborts: &Aborts,
     limits: Limits,
     lanes: usize,
-    memory: Memory,
+    footprint: Footprint,
 ) -> io::Result<()> {
     if lanes == 1 {
-        serve_one(inbox, replies, limits, memory)
+        serve_one(inbox, replies, limits, footprint)
     } else {
-        serve_many(inbox, replies, aborts, limits, lanes, memory)
+        serve_many(inbox, replies, aborts, limits, lanes, footprint)
     }
 }
 
 /// One task at a time.
-fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, mut memory: Memory) -> io::Result<()> {
+fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footprint) -> io::Result<()> {
     let waker = main_thread_waker();
     let mut context = Context::from_waker(&waker);
     // Made when the first async task comes, and then kept.
@@ -88,7 +89,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, mut memory: Memor
                     Err((_, reply)) => reply,
                 };
                 flush_output();
-                memory.measure(replies.ledger());
+                footprint.measure(replies.ledger());
                 replies.send(reply, id)?;
                 replies.ledger().finish(0);
             }
@@ -108,7 +109,7 @@ fn serve_many(
     aborts: &Aborts,
     limits: Limits,
     lanes: usize,
-    mut memory: Memory,
+    footprint: Footprint,
 ) -> io::Result<()> {
     let _entered = runtime()?.enter();
     let readable = watch(
@@ -141,7 +142,7 @@ fn serve_many(
         }
         while let Poll::Ready(Some((lane, id, reply))) = Pin::new(&mut running).poll_next(&mut context) {
             flush_output();
-            memory.measure(replies.ledger());
+            footprint.measure(replies.ledger());
             replies.send(reply?, id)?;
             replies.ledger().finish(lane);
             aborts.lock().remove(&id);
@@ -186,6 +187,7 @@ async fn run_lane(
 }
 
 async fn run(task: Prepared, limits: Limits, replies: &Replies, lane: usize) -> io::Result<Reply> {
+    let _running = memory::running();
     if kind::is_chunk(task.message.kind) {
         run_chunk(task, limits, replies, lane).await
     } else {

@@ -22,6 +22,7 @@ mod map;
 mod imap;
 mod asynchronous;
 mod limits;
+mod worker_limits;
 mod codec;
 mod duplex;
 mod panics;
