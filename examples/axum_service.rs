@@ -15,12 +15,12 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{Router, get, post};
+use procession::signals::Interrupts;
 use procession::{AsyncResult, Pool};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 // The tasks: plain functions, which run in worker processes.
 
@@ -122,26 +122,22 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
         .route("/status", get(status_route))
         .with_state(pool.clone());
 
-    let interrupts = signal(SignalKind::interrupt())?;
+    // The first Ctrl-C stops the server, and the pool when all requests have been answered, for which it may still be
+    // needed. A second one ends the tasks that are at work; their clients are told.
+    let interrupts = Interrupts::builder().terminate(&pool).listen()?;
+    let first = interrupts.first();
     let listener = tokio::net::TcpListener::bind(address).await?;
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, routes)
-        .with_graceful_shutdown(interrupted(interrupts, pool.clone()))
+        .with_graceful_shutdown(async {
+            first.await;
+            println!("draining");
+        })
         .await?;
 
-    // All requests have been answered. Workers end too, and are waited for.
+    // Workers end too, and are waited for.
     pool.close();
     pool.join().await?;
     println!("drained");
     Ok(())
-}
-
-/// Waits for Ctrl-C. A second one ends the tasks that are still at work; their clients are told.
-async fn interrupted(mut interrupts: Signal, pool: Pool) {
-    interrupts.recv().await;
-    println!("draining");
-    tokio::spawn(async move {
-        interrupts.recv().await;
-        pool.terminate();
-    });
 }

@@ -58,10 +58,12 @@
 //! as standard input and output and moves to a number above 9 before anything else happens; standard input is then
 //! `/dev/null`, and standard output what [`PoolBuilder::stdout`] says. Nothing has a name in a file system.
 //!
-//! **Signals.** No handler is installed, in the parent or in a worker. Workers are ended by a message, and by SIGKILL
-//! where that does not help or must not wait. A terminal's Ctrl-C reaches the parent alone. The pool waits for its own
-//! children only; where the host program ignores SIGCHLD or reaps children itself, exit statuses are missing from
-//! errors.
+//! **Signals.** No handler is installed, in the parent or in a worker, unless [`signals`] is asked for one. Workers are
+//! ended by a message, and by SIGKILL where that does not help or must not wait. What a terminal sends, Ctrl-C,
+//! Ctrl-Z, or the hang-up when its window closes, reaches the parent alone. Workers start with no signal blocked and
+//! none ignored that the parent ignores, but for SIGPIPE, and for SIGTTIN and SIGTTOU, so that no task is stopped
+//! for using the terminal. The pool waits for its own children only; where the host program ignores SIGCHLD or reaps
+//! children itself, exit statuses are missing from errors.
 //!
 //! # Limits
 //!
@@ -94,6 +96,7 @@ mod task;
 mod wire;
 mod shared;
 pub mod worker;
+pub mod signals;
 
 /// The snippets of the README, so that they are tested.
 #[cfg(doctest)]

@@ -497,7 +497,8 @@ impl Shared {
     /// Ends the pool: workers are killed, and every task that has not ended does so now.
     pub(crate) fn end(&self, end: End) {
         let mut core = self.lock();
-        if core.end.is_some() {
+        // A pool that was closed and is done has ended well, and that is not to be taken back.
+        if core.end.is_some() || core.is_over() {
             return;
         }
         core.end = Some(end.clone());

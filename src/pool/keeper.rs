@@ -15,6 +15,7 @@ use super::supervisor::{Services, supervise};
 use super::timers::after;
 use crate::error::{Cause, TimeLimit};
 use crate::shared::ledger::clock;
+use crate::signals::suspended_between;
 
 /// A worker that is to be started.
 #[derive(Clone, Copy, Debug)]
@@ -194,7 +195,8 @@ impl Shared {
             }
             let Some(timeout) = call.timeout() else { continue };
             let ran = since.map_or(Duration::ZERO, |started| {
-                Duration::from_nanos(ticks.saturating_sub(started.since))
+                let stood_still = suspended_between(started.since, ticks);
+                Duration::from_nanos(ticks.saturating_sub(started.since).saturating_sub(stood_still))
             });
             if ran >= timeout {
                 overdue.push((id, Arc::clone(call), TimeLimit::Timeout(timeout)));

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -11,6 +11,17 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, p
 use tokio::io::Interest;
 
 use crate::shared::watched::watch;
+
+/// Every process that was started here and may live.
+static STARTED: Mutex<Vec<Weak<Killer>>> = Mutex::new(Vec::new());
+
+/// Sends a signal to all processes that were started here, and to their groups.
+pub(crate) fn signal_all(signal: Signal) {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    for killer in started.iter().filter_map(Weak::upgrade) {
+        killer.send(signal);
+    }
+}
 
 /// A started process that has not been waited for.
 #[derive(Debug)]
@@ -35,10 +46,12 @@ impl Child {
                 return Err(error.into());
             }
         };
-        Ok(Self {
-            process,
-            killer: Arc::new(Killer { pid, pidfd }),
-        })
+        let killer = Arc::new(Killer { pid, pidfd });
+        let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        started.retain(|killer| killer.strong_count() > 0);
+        started.push(Arc::downgrade(&killer));
+        drop(started);
+        Ok(Self { process, killer })
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -86,11 +99,16 @@ impl Killer {
 
     /// Kills the process and its group, now. One that has been waited for is left alone.
     pub(crate) fn kill(&self) {
+        self.send(Signal::KILL);
+    }
+
+    /// Sends a signal to the process and its group. One that has been waited for is left alone.
+    fn send(&self, signal: Signal) {
         // By descriptor first: as long as that succeeds, the number of the group is its own.
         if let Some(pidfd) = &self.pidfd
-            && pidfd_send_signal(pidfd, Signal::KILL).is_ok()
+            && pidfd_send_signal(pidfd, signal).is_ok()
         {
-            kill_process_group(self.pid, Signal::KILL).ok();
+            kill_process_group(self.pid, signal).ok();
         }
     }
 }

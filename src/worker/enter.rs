@@ -6,13 +6,14 @@ use std::process::exit;
 use std::sync::Arc;
 
 use rustix::net::{RecvFlags, SendFlags};
-use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group};
+use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group, set_parent_process_death_signal};
 
 use super::execute::Limits;
 use super::footprint::Footprint;
 use super::inbox::Inbox;
 use super::reply::Replies;
 use super::{IDENTITY, Identity, cancel, limits, memory, panic, serve, stdio, watch};
+use crate::shared::dispositions;
 use crate::shared::ledger::Ledger;
 use crate::task::entry::Run;
 use crate::task::table;
@@ -45,6 +46,10 @@ pub(crate) fn run(depth: u32) -> ! {
 }
 
 fn work(depth: u32) -> io::Result<()> {
+    dispositions::reset_for_worker();
+    // A worker that is stopped does not see its parent's end: that itself must wake it. The signal comes at the end of
+    // threads of the parent too, and means nothing to a worker that runs.
+    set_parent_process_death_signal(Some(Signal::CONT)).ok();
     let connection = stdio::take_connection()?;
     let mut receiver = Receiver::new(u64::MAX);
     let greeted = send_hello(&connection)?;

@@ -17,7 +17,7 @@ use crate::scene::{
 };
 
 /// Runs `body` in this test, `name`, started once more through each of some other commands.
-fn through(commands: &[&[&str]], name: &str, body: impl AsyncFnOnce()) {
+pub(crate) fn through(commands: &[&[&str]], name: &str, body: impl AsyncFnOnce()) {
     const DONE: &str = "PROCESSION_TEST_DONE";
     if let Ok(path) = std::env::var(DONE) {
         runtime().block_on(body());

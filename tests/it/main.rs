@@ -33,6 +33,7 @@ mod runtimes;
 mod nested;
 mod shutdown;
 mod host;
+mod signals;
 mod stats;
 mod second_reading;
 

@@ -14,6 +14,7 @@ crate::trials! {
     init_after_printing_works
     init_inside_a_runtime_works
     a_deleted_binary_starts_workers
+    a_main_of_c_is_not_ended_by_sigpipe
     a_replaced_binary_starts_workers
     a_worker_sees_the_world_of_its_parent
     a_parent_without_an_environment_has_workers
@@ -93,6 +94,11 @@ fn init_inside_a_runtime_works() {
     let (ran, started) = run_confined("late");
     assert_eq!(ran.expect_success().stdout, "42\n42\n");
     assert_eq!(started, 3);
+}
+
+fn a_main_of_c_is_not_ended_by_sigpipe() {
+    let ran = run(&mut Command::new(program("c_host"))).expect_success();
+    assert_eq!(ran.stdout, "ignores SIGPIPE: false\nall sent\n");
 }
 
 fn a_deleted_binary_starts_workers() {

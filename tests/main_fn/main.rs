@@ -11,6 +11,7 @@ mod entry;
 mod orphans;
 mod auto_init;
 mod tasks;
+mod terminal;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -22,6 +23,7 @@ fn main() {
         orphans::trials(),
         auto_init::trials(),
         tasks::trials(),
+        terminal::trials_if_possible(),
     ]
     .into_iter()
     .flatten()
