@@ -31,7 +31,8 @@
 //! 5. The parent finds the task by its number. Callbacks run; then whoever awaits the task decodes the result, on
 //!    their own thread.
 //!
-//! Every task that was submitted ends once, with a value or with an error. If its worker dies, it ends with
+//! Every task that was submitted ends once, with a value or with an error; [`what_happens_when`] lists which. If its
+//! worker dies, it ends with
 //! [`WorkerLost`](TaskErrorKind::WorkerLost) if it had been started, and is sent to another worker if not: what has
 //! been started lies in memory that outlives the worker, beside the results that it had not sent yet. Of several
 //! elements that were packed into one frame, that is true of each.
@@ -59,7 +60,8 @@
 //! `/dev/null`, and standard output what [`PoolBuilder::stdout`] says. Nothing has a name in a file system.
 //!
 //! **Signals.** No handler is installed, in the parent or in a worker, unless [`signals`] is asked for one. Workers are
-//! ended by a message, and by SIGKILL where that does not help or must not wait. What a terminal sends, Ctrl-C,
+//! ended by a message, by SIGTERM where a task must be stopped, and by SIGKILL where that does not help or must not
+//! wait. What a terminal sends, Ctrl-C,
 //! Ctrl-Z, or the hang-up when its window closes, reaches the parent alone. Workers start with no signal blocked and
 //! none ignored that the parent ignores, but for SIGPIPE, and for SIGTTIN and SIGTTOU, so that no task is stopped
 //! for using the terminal. The pool waits for its own children only; where the host program ignores SIGCHLD or reaps
@@ -96,6 +98,8 @@ mod task;
 mod wire;
 mod shared;
 pub mod worker;
+#[doc = include_str!("what_happens_when.md")]
+pub mod what_happens_when {}
 pub mod signals;
 
 /// The snippets of the README, so that they are tested.
