@@ -506,6 +506,8 @@ impl<P: Clone> State<P> {
     /// Gives up what waits in the queue, for nobody can run it.
     pub(crate) fn give_up(&mut self) -> Vec<P> {
         let queued = self.queue.drain();
+        // Nobody is missed but those that are always there.
+        self.fit();
         self.dispatch();
         queued
     }

@@ -125,6 +125,12 @@ impl<P: Clone> State<P> {
         }
     }
 
+    /// Wants no more workers than there are tasks for, beside those that are always there.
+    pub(super) fn fit(&mut self) {
+        self.size = self.size.min(self.sizing.least.max(self.needed()));
+        self.restaff = true;
+    }
+
     /// Workers that can have a task each.
     fn needed(&self) -> usize {
         self.outstanding()

@@ -52,6 +52,8 @@ enum Event {
     Wear(usize),
     /// A worker has had nothing to do for long.
     Idle(usize),
+    /// No worker can be started.
+    GiveUp,
     Close,
     Terminate,
 }
@@ -75,6 +77,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         20 => any::<usize>().prop_map(Event::Unresponsive),
         8 => any::<usize>().prop_map(Event::Wear),
         8 => any::<usize>().prop_map(Event::Idle),
+        1 => Just(Event::GiveUp),
         2 => Just(Event::Close),
         1 => Just(Event::Terminate),
     ];
@@ -297,6 +300,15 @@ impl World {
                 if self.peers[worker].process == Process::Runs && self.state.idle(worker) {
                     assert!(!has_tasks && self.phase == Phase::Open && size > self.sizing.least);
                     assert_eq!(self.state.size(), size - 1);
+                }
+            }
+            Event::GiveUp => {
+                // Only where nobody works is that ever done.
+                if !self.state.has_live_worker() {
+                    let mut queued = self.state.give_up();
+                    queued.sort_unstable();
+                    assert_eq!(queued, self.queued().collect::<Vec<_>>());
+                    queued.into_iter().for_each(|id| self.end(id));
                 }
             }
             Event::Close => {
