@@ -32,6 +32,7 @@ mod start;
 mod runtimes;
 mod nested;
 mod shutdown;
+mod endings;
 mod host;
 mod signals;
 mod stats;
