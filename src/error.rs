@@ -417,7 +417,9 @@ impl TaskError {
         }
     }
 
-    /// The last lines that a lost worker wrote to its standard error.
+    /// The last lines that a lost worker wrote to its standard error, while it ran the task. Some of a task that ended
+    /// just before may be among them, unless standard error goes where it is told apart
+    /// ([`Output::lines`](crate::Output::lines), say).
     #[must_use]
     pub fn stderr(&self) -> Option<&str> {
         match &self.inner.cause {

@@ -46,18 +46,18 @@
 //! group.
 //!
 //! **Threads.** The parent has one thread, `procession`, for all its pools, which starts, watches and reaps workers,
-//! with helpers of the same name while workers are started; one thread for each pool that passes on what its workers
-//! print; and two that run callbacks, from the first callback on, or more while callbacks block. Frames are sent and
+//! with helpers of the same name while workers are started; for each pool one thread that hears what its workers
+//! print, and from the first line on one for each stream that passes it on; and two that run callbacks, from the first callback on, or more while callbacks block. Frames are sent and
 //! read on the runtime that the pool was built on, if that is a multi-thread one, and on the thread `procession`
 //! otherwise. A worker has its main thread, which runs tasks, and one that watches the parent; one more watches its
 //! memory where [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime
 //! with one thread.
 //!
 //! **File descriptors.** For each worker the parent holds the connection (a Unix stream socket), a second socket for
-//! what must be heard while a task runs, the read end of its standard error, and a pidfd; and the read end of its
-//! standard output, where that goes to [`Output::lines`]. All are closed on exec. In the worker the connection arrives
+//! what must be heard while a task runs, the read ends of its standard error and, unless that goes nowhere, its
+//! standard output, and a pidfd; and the read end of a pipe for `tracing` events, where those are wanted. All are closed on exec. In the worker the connection arrives
 //! as standard input and output and moves to a number above 9 before anything else happens; standard input is then
-//! `/dev/null`, and standard output what [`PoolBuilder::stdout`] says. Nothing has a name in a file system.
+//! `/dev/null`, and standard output a pipe, or `/dev/null` for [`Output::null`]. Nothing has a name in a file system.
 //!
 //! **Signals.** No handler is installed, in the parent or in a worker, unless [`signals`] is asked for one. Workers are
 //! ended by a message, by SIGTERM where a task must be stopped, and by SIGKILL where that does not help or must not
@@ -84,6 +84,8 @@
 //! - `json` (default): `Json`, for types that postcard cannot carry.
 //! - `auto-init`: [`init`] runs in a constructor before `main`. For test binaries, as a dev-dependency feature.
 //! - `progress`: [`Progress`] for `indicatif::ProgressBar`.
+//! - `tracing`: `PoolBuilder::tracing` has spans and events of tasks emitted again in the parent, and `Output::tracing`
+//!   makes events of what workers print.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("procession runs on Linux only, so far");
@@ -120,8 +122,9 @@ pub use crate::pool::map::{CollectResults, IterSource, Map, MapFuture, Source, S
 pub use crate::pool::progress::Progress;
 pub use crate::pool::result::{Apply, AsyncResult, Task};
 pub use crate::pool::stats::{Latency, Stats, WorkerStats, WorkerStatus};
-pub use crate::process::output::Output;
+pub use crate::process::output::{Line, Output, OutputStream};
 pub use crate::task::arguments::{Row, StarFn};
 pub use crate::wire::attachments::Fd;
+pub use crate::wire::context::{InvalidTraceContext, TraceContext};
 #[cfg(feature = "json")]
 pub use crate::wire::json::Json;

@@ -22,10 +22,14 @@ use super::options::TaskOptions;
 use super::supervisor::{self, Services};
 use crate::error::{BuildError, Cause, WorkerLoss};
 use crate::memory::OutOfMemory;
-use crate::process::output::{Output, OutputThread};
+use crate::process::listen::Ears;
+use crate::process::output::Output;
 use crate::process::spawn::Program;
 use crate::task::{entry, table};
 use crate::wire::codec::{self, EncodeError};
+use crate::wire::context::TraceContext;
+use crate::wire::mark::Token;
+use crate::wire::message::Words;
 use crate::{init, runtime, worker};
 
 /// Workers that a pool may have: beyond this a machine runs out of other things.
@@ -50,6 +54,8 @@ impl<E: fmt::Display> InitializerOutcome for Result<(), E> {
         self.map_err(|error| format!("{error:#}"))
     }
 }
+
+type TraceHook = Arc<dyn Fn() -> Option<TraceContext> + Send + Sync>;
 
 type Hook = Arc<dyn Fn(&WorkerEvent) + Send + Sync>;
 
@@ -118,6 +124,10 @@ pub struct PoolBuilder {
     on_worker_exit: Option<Hook>,
     own_runtime: bool,
     pub(super) limits: LimitOptions,
+    output_buffer: usize,
+    trace_context: Option<TraceHook>,
+    #[cfg(feature = "tracing")]
+    tracing: tracing::level_filters::LevelFilter,
 }
 
 /// A row and an argument, encoded when it was given.
@@ -167,6 +177,10 @@ impl Default for PoolBuilder {
             on_worker_exit: None,
             own_runtime: false,
             limits: LimitOptions::default(),
+            output_buffer: 8 << 20,
+            trace_context: None,
+            #[cfg(feature = "tracing")]
+            tracing: tracing::level_filters::LevelFilter::OFF,
         }
     }
 }
@@ -408,6 +422,49 @@ impl PoolBuilder {
         self
     }
 
+    /// How many bytes of what workers print may wait for where it goes, for standard output and standard error each,
+    /// and for events. What does not fit is dropped and counted. Zero is an error. Defaults to 8 MiB.
+    pub fn output_buffer(mut self, bytes: usize) -> Self {
+        self.output_buffer = bytes;
+        self
+    }
+
+    /// Calls `current` whenever a task is submitted, by who submits it, for the W3C trace context that travels with
+    /// the task to [`worker::trace_context`](crate::worker::trace_context). A task that
+    /// [has one](crate::Task::trace_context) keeps that. A panic in it is reported, and the task has none. Defaults
+    /// to none.
+    ///
+    /// This is where OpenTelemetry plugs in: inject the current context into a
+    /// [`TraceContext`](crate::TraceContext) here, and extract it in the task.
+    pub fn trace_context(
+        mut self,
+        current: impl Fn() -> Option<TraceContext> + Send + Sync + 'static,
+    ) -> Self {
+        self.trace_context = Some(Arc::new(current));
+        self
+    }
+
+    /// Emits `tracing` spans and events of workers, up to the verbosity `level`, again in the parent: under the span
+    /// that was current where their task was submitted, and to the subscriber that was.
+    ///
+    /// The worker sends what the parent's subscriber would take, by its maximum level at the time when the task was
+    /// submitted. It does so from a subscriber of its own, which is set as the global default behind the initializer:
+    /// one that the initializer sets itself wins, and nothing is sent. Spans and events of the initializer itself are
+    /// sent, to the parent's global subscriber. In the parent a thread of the pool's own emits them, a moment later, in
+    /// the order in which the worker did; a result may be there before them. [`join`](Pool::join) waits for them.
+    /// Entering and leaving spans is not told. Numbers and texts arrive as what they were, anything else as its `Debug`
+    /// form; texts are cut to 16 KiB.
+    ///
+    /// A worker never waits for the parent to take events. Those that do not fit into a pipe, or into the
+    /// [buffer](Self::output_buffer), are dropped and counted in [`Stats::events_dropped`](crate::Stats). What was
+    /// emitted before a worker's end arrives, whatever that end was. Records of the crate `log` come along where the
+    /// initializer installs a `LogTracer` of `tracing-log`. Defaults to `LevelFilter::OFF`.
+    #[cfg(feature = "tracing")]
+    pub fn tracing(mut self, level: impl Into<tracing::level_filters::LevelFilter>) -> Self {
+        self.tracing = level.into();
+        self
+    }
+
     /// Has connections driven by the library's own runtime, whatever runtime this is built on.
     pub(crate) fn own_runtime(mut self) -> Self {
         self.own_runtime = true;
@@ -467,11 +524,12 @@ impl PoolBuilder {
             Some(user) if user.runtime_flavor() == RuntimeFlavor::MultiThread => user.clone(),
             _ => own.clone(),
         };
-        let output = OutputThread::start().map_err(io("start the output thread"))?;
-        let services = Arc::new(Services::new(home, own.clone(), output));
+        let ears = Ears::start(config.output_buffer).map_err(io("start the output thread"))?;
+        let services = Arc::new(Services::new(home, own.clone(), Arc::clone(&ears)));
         let first = 0..config.least_workers;
         let ready = first.map(|worker| services.first_start(worker)).collect();
-        let (shared, starts) = Shared::new(config, user.clone());
+        let (mut shared, starts) = Shared::new(config, user.clone());
+        shared.ears = Some(ears);
         let shared = Arc::new(shared);
         if let Some(user) = user {
             supervisor::watch_runtime(&shared, &user);
@@ -509,6 +567,10 @@ impl PoolBuilder {
             on_worker_exit,
             own_runtime: _,
             limits,
+            output_buffer,
+            trace_context,
+            #[cfg(feature = "tracing")]
+            tracing,
         } = self;
         let invalid = |option, reason: &str| {
             Err(BuildError::InvalidOption {
@@ -568,6 +630,9 @@ impl PoolBuilder {
         if start_timeout.is_zero() {
             return invalid("start_timeout", "no worker starts in no time");
         }
+        if output_buffer == 0 {
+            return invalid("output_buffer", "no line fits into zero bytes");
+        }
         for (option, text) in [("name", &name), ("worker_name", &worker_name)] {
             if text.contains('\0') {
                 return invalid(option, "it contains a NUL byte");
@@ -605,6 +670,10 @@ impl PoolBuilder {
             on_worker_start,
             on_worker_exit,
             limits,
+            output_buffer,
+            trace_context,
+            #[cfg(feature = "tracing")]
+            tracing,
         })
     }
 }
@@ -638,6 +707,10 @@ pub(crate) struct Config {
     on_worker_start: Option<Hook>,
     on_worker_exit: Option<Hook>,
     pub(crate) limits: LimitOptions,
+    output_buffer: usize,
+    trace_context: Option<TraceHook>,
+    #[cfg(feature = "tracing")]
+    pub(crate) tracing: tracing::level_filters::LevelFilter,
 }
 
 /// What a pool has that was never started.
@@ -668,6 +741,10 @@ impl Default for Config {
             on_worker_start: None,
             on_worker_exit: None,
             limits: LimitOptions::default(),
+            output_buffer: 1,
+            trace_context: None,
+            #[cfg(feature = "tracing")]
+            tracing: tracing::level_filters::LevelFilter::OFF,
         }
     }
 }
@@ -676,6 +753,46 @@ impl Config {
     /// Whether idle workers may end.
     pub(crate) fn can_shrink(&self) -> bool {
         self.least_workers < self.workers
+    }
+
+    /// What a worker must do for its words to be told apart.
+    pub(crate) fn words(&self) -> Words {
+        // Of several tasks at a time no word is any one's.
+        let single = self.tasks_per_worker == 1;
+        let (mark_stdout, mark_stderr) = (
+            single && self.stdout.sink.is_tagged(),
+            single && self.stderr.sink.is_tagged(),
+        );
+        Words {
+            token: (mark_stdout || mark_stderr).then(Token::random),
+            mark_stdout,
+            mark_stderr,
+            #[cfg(feature = "tracing")]
+            events: crate::process::origin::verbosity(self.tracing),
+            #[cfg(not(feature = "tracing"))]
+            events: None,
+        }
+    }
+
+    /// Whether it matters which span a task was submitted in.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn wants_origin(&self) -> bool {
+        self.tracing != tracing::level_filters::LevelFilter::OFF
+            || [&self.stdout, &self.stderr]
+                .iter()
+                .any(|output| matches!(output.sink, crate::process::output::Sink::Tracing))
+    }
+
+    /// The trace context of who submits a task, as the pool's hook tells.
+    pub(crate) fn current_trace_context(&self) -> Option<TraceContext> {
+        let hook = self.trace_context.as_ref()?;
+        match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| hook())) {
+            Ok(context) => context,
+            Err(payload) => {
+                codec::drop_quietly(payload);
+                None
+            }
+        }
     }
 
     pub(crate) fn initializer_name(&self) -> String {

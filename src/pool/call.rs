@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::callback::{Callback, Callbacks, Job};
 use super::chunks::Gather;
+use super::companion::Companions;
+use super::dispatch::Shared;
 use super::keeper::Due;
 use super::options::TaskOptions;
 use super::timers::{Registered, Timers, after};
@@ -93,6 +95,7 @@ pub(crate) struct Call {
     pub(crate) submitted: Instant,
     /// The call whose rest this is, after an element of its chunk was lost with a worker, and where it begins there.
     origin: Option<(Arc<Call>, u64)>,
+    pub(crate) companions: Companions,
     slot: Mutex<Slot>,
 }
 
@@ -160,6 +163,7 @@ impl Call {
             losses: AtomicU32::new(0),
             submitted: Instant::now(),
             origin: None,
+            companions: Companions::default(),
             slot: Mutex::new(Slot {
                 frame: Some(Arc::new(outgoing)),
                 ..Slot::default()
@@ -349,6 +353,22 @@ impl Call {
         self.lock().frame.clone()
     }
 
+    /// Takes along what is to travel with the task.
+    pub(crate) fn capture(&self, shared: &Shared) {
+        self.companions.capture(shared);
+    }
+
+    /// The task has its number.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn announce(&self, shared: &Shared) {
+        self.companions.announce(shared, self.id());
+    }
+
+    /// What is sent to a worker in front of the task.
+    pub(crate) fn context(self: &Arc<Self>) -> Option<Outgoing> {
+        self.target().companions.message()
+    }
+
     pub(crate) fn error(&self, cause: Cause) -> TaskError {
         TaskError::new(self.name(), cause)
     }
@@ -497,6 +517,8 @@ impl Call {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take()
         });
+        #[cfg(feature = "tracing")]
+        target.companions.retire();
         if let Some((gather, index)) = slot.gather.take() {
             slot.state = SlotState::Taken;
             drop(slot);

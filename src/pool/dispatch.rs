@@ -18,6 +18,8 @@ use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State};
 use super::stats::{Latencies, WorkerStats, WorkerStatus};
 use super::timers::{Timers, after};
 use crate::error::{BuildError, Cause, TaskError, TimeLimit, WorkerLoss};
+use crate::process::listen::Ears;
+use crate::runtime;
 use crate::shared::ledger::Started;
 use crate::wire::codec;
 use crate::wire::frame::{Message, Outgoing};
@@ -48,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) timers: Arc<Timers<Due>>,
     /// Where the keeper hears of workers that are to be started.
     starts: mpsc::UnboundedSender<Start>,
+    /// What hears the workers, where there are any.
+    pub(crate) ears: Option<Arc<Ears>>,
 }
 
 pub(crate) struct Core {
@@ -138,6 +142,7 @@ impl Shared {
             stop: watch::channel(false).0,
             timers: Arc::default(),
             starts,
+            ears: None,
         };
         (shared, to_start)
     }
@@ -159,6 +164,7 @@ impl Shared {
     /// Hands a task over. `Err` says why not; the task has not ended then.
     pub(crate) fn submit(&self, call: &Arc<Call>) -> Result<(), Cause> {
         self.watch(call)?;
+        call.capture(self);
         let mut core = self.lock();
         core.admit()?;
         match core
@@ -168,6 +174,8 @@ impl Shared {
             Ok(id) => {
                 // Before the frame leaves, which is when the actions are carried out.
                 call.set_id(id);
+                #[cfg(feature = "tracing")]
+                call.announce(self);
                 self.act(core);
                 Ok(())
             }
@@ -320,6 +328,9 @@ impl Shared {
                     if let Some(link) = &core.links[worker] {
                         if let Some(timeout) = payload.timeout() {
                             self.check_by(link, after(timeout));
+                        }
+                        if let Some(context) = payload.context() {
+                            link.push(Parcel::Message(context), id);
                         }
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
@@ -524,6 +535,18 @@ impl Shared {
     fn after_end(&self) {
         self.room.notify_additional(usize::MAX);
         self.changed.notify(usize::MAX);
+    }
+
+    /// Waits until every worker is gone, what they printed has been passed on, and callbacks have run, but for what
+    /// blocks.
+    pub(crate) async fn settled(&self) {
+        self.all_gone().await;
+        if let (Some(ears), Ok(own)) = (&self.ears, runtime::handle()) {
+            let (ears, grace) = (Arc::clone(ears), self.config.shutdown_grace);
+            // It needs timers, which the caller's runtime may not have.
+            own.spawn(async move { ears.flushed(grace).await }).await.ok();
+        }
+        self.callbacks.settled().await;
     }
 
     /// Waits until every worker is gone.

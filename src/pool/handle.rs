@@ -18,6 +18,7 @@ use super::options::TaskOptions;
 use super::result::{Apply, AsyncResult, Task};
 use super::stats::{Stats, WorkerStats, resident_memory};
 use crate::error::{BuildError, Cause, JoinError, TryApplyError};
+use crate::process::listen::Ears;
 use crate::runtime;
 use crate::task::arguments::StarFn;
 use crate::task::entry;
@@ -368,8 +369,7 @@ impl Pool {
         if self.shared().lock().is_open() {
             return Err(JoinError);
         }
-        self.shared().all_gone().await;
-        self.shared().callbacks.settled().await;
+        self.shared().settled().await;
         Ok(())
     }
 
@@ -392,8 +392,7 @@ impl Pool {
             Err(_) => false,
         };
         self.terminate();
-        self.shared().all_gone().await;
-        self.shared().callbacks.settled().await;
+        self.shared().settled().await;
         in_time
     }
 
@@ -409,12 +408,15 @@ impl Pool {
             )
         };
         let workers = self.workers();
+        let ears = self.shared().ears.as_deref();
         Stats {
             queued,
             in_flight,
             tasks_done: workers.iter().map(|worker| worker.tasks_done).sum(),
             restarts: workers.iter().map(|worker| worker.restarts).sum(),
             latency,
+            lines_dropped: ears.map_or(0, Ears::lines_dropped),
+            events_dropped: ears.map_or(0, Ears::events_dropped),
             workers,
         }
     }

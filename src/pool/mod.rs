@@ -17,6 +17,7 @@ pub(crate) mod timers;
 pub(crate) mod supervisor;
 pub(crate) mod options;
 pub(crate) mod call;
+pub(crate) mod companion;
 pub(crate) mod result;
 pub(crate) mod callback;
 pub(crate) mod chunks;

@@ -18,6 +18,7 @@ use super::chunks::{Gather, decode_single};
 use super::dispatch::{Refused, Shared};
 use super::options::TaskOptions;
 use crate::error::{Cause, TaskError};
+use crate::wire::context::TraceContext;
 
 /// Turns a reply's bytes into the value.
 pub(crate) type Decode<R> = fn(&Call, Reply) -> Result<R, TaskError>;
@@ -398,6 +399,16 @@ impl<R: DeserializeOwned + 'static> Task<R> {
     /// [`task_retries`](crate::PoolBuilder::task_retries).
     pub fn retries(mut self, retries: u32) -> Self {
         self.options.retries = retries;
+        self
+    }
+
+    /// Sends a W3C trace context along, which [`worker::trace_context`](crate::worker::trace_context) finds in the
+    /// task, wherever and however often that is tried. Defaults to what
+    /// [`PoolBuilder::trace_context`](crate::PoolBuilder::trace_context) says.
+    pub fn trace_context(mut self, context: TraceContext) -> Self {
+        if let Ok(call) = &mut self.call {
+            call.companions.trace = Some(context);
+        }
         self
     }
 

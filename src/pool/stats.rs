@@ -19,6 +19,11 @@ pub struct Stats {
     pub restarts: u64,
     /// How long answered tasks took from the encoding of their argument to their answer; `None` before the first.
     pub latency: Option<Latency>,
+    /// Lines that workers printed and [where they go](crate::Output) did not take in time.
+    pub lines_dropped: u64,
+    /// Spans, events and later values of spans that workers emitted and that were not emitted again here, for want of
+    /// room. 0 without the feature `tracing`.
+    pub events_dropped: u64,
     /// The workers, by number.
     pub workers: Vec<WorkerStats>,
 }

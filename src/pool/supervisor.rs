@@ -3,6 +3,7 @@
 //! Supervisors run on the library's own runtime, so that no child is left unburied when another runtime ends.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -20,7 +21,8 @@ use crate::error::{BuildError, StartPhase, WorkerLoss};
 use crate::memory::OutOfMemory;
 use crate::process::child::Child;
 use crate::process::handshake::{HandshakeError, HandshakeFailure, handshake};
-use crate::process::output::{OutputThread, Sink, Stream, own_stdout};
+use crate::process::listen::{Ears, Process, pipe};
+use crate::process::output::{OutputStream, Sink};
 use crate::process::spawn::{Spawned, spawn};
 use crate::shared::ledger::Ledger;
 use crate::wire::message::{Failure, InitFailure, LimitOption, Stdout, Welcome, message_limit};
@@ -43,19 +45,25 @@ pub(crate) struct Services {
     home: Handle,
     /// The library's own.
     pub(super) own: Handle,
-    output: OutputThread,
+    ears: Arc<Ears>,
     /// The next number for a process, which tells it from its predecessor.
     processes: AtomicU64,
     /// Who builds the pool wants to know how the first starts go, by the workers' indices.
     builders: Mutex<HashMap<usize, oneshot::Sender<Result<(), BuildError>>>>,
 }
 
+impl Drop for Services {
+    fn drop(&mut self) {
+        self.ears.close();
+    }
+}
+
 impl Services {
-    pub(crate) fn new(home: Handle, own: Handle, output: OutputThread) -> Self {
+    pub(crate) fn new(home: Handle, own: Handle, ears: Arc<Ears>) -> Self {
         Self {
             home,
             own,
-            output,
+            ears,
             processes: AtomicU64::new(0),
             builders: Mutex::default(),
         }
@@ -161,25 +169,22 @@ async fn start(
     };
     let (limits, memory) = config.limits.prepare(worker)?;
     let process = services.processes.fetch_add(1, Ordering::Relaxed);
-    let stderr = services
-        .output
-        .pipe(process, worker, Stream::Stderr, config.stderr.sink.clone())
-        .map_err(io("make a pipe for a worker's standard error"))?;
-    let (stdout, stdout_fd) = match &config.stdout.sink {
+    let (stderr_pipe, stderr) = pipe().map_err(io("make a pipe for a worker's standard error"))?;
+    let (stdout, stdout_pipe) = match &config.stdout.sink {
         Sink::Null => (Stdout::Null, None),
-        Sink::Inherit => match own_stdout() {
-            Some(fd) => (Stdout::Attached, Some(fd)),
-            None => (Stdout::Null, None),
-        },
-        sink @ Sink::Lines(_) => {
-            let pipe = services
-                .output
-                .pipe(process, worker, Stream::Stdout, sink.clone())
-                .map_err(io("make a pipe for a worker's standard output"))?;
-            (Stdout::Attached, Some(pipe))
-        }
+        _ => (
+            Stdout::Attached,
+            Some(pipe().map_err(io("make a pipe for a worker's standard output"))?),
+        ),
+    };
+    let words = config.words();
+    #[cfg(feature = "tracing")]
+    let events_pipe = match words.events {
+        Some(_) => Some(pipe().map_err(io("make a pipe for a worker's events"))?),
+        None => None,
     };
     let (ledger, ledger_fd) = Ledger::create(config.tasks_per_worker).map_err(io("make shared memory"))?;
+    let heard = Ledger::open(ledger_fd.as_fd(), config.tasks_per_worker).map_err(io("map shared memory"))?;
     let (control, control_fd) = datagram_pair().map_err(io("make a socket pair"))?;
 
     let label = format!("{} {} {worker}", config.name, config.worker_name);
@@ -192,7 +197,6 @@ async fn start(
     let spawned = match spawned {
         Ok(Ok(spawned)) => spawned,
         Ok(Err(error)) => {
-            services.output.settle(process).await;
             return Err(BuildError::Spawn {
                 program: config.program.path().to_owned(),
                 source: Arc::new(error),
@@ -203,6 +207,30 @@ async fn start(
     };
     let Spawned { child, connection } = spawned;
     let killer = child.killer();
+    let speaker = Process {
+        number: process,
+        worker,
+        pid: child.pid(),
+        ledger: Arc::new(heard),
+        token: words.token,
+    };
+    let ears = &services.ears;
+    ears.listen(
+        &speaker,
+        OutputStream::Stderr,
+        config.stderr.sink.clone(),
+        stderr_pipe,
+    );
+    let mut fds = vec![control_fd, ledger_fd];
+    #[cfg(feature = "tracing")]
+    if let Some((pipe, fd)) = events_pipe {
+        ears.listen_events(&speaker, pipe);
+        fds.push(fd);
+    }
+    if let Some((pipe, fd)) = stdout_pipe {
+        ears.listen(&speaker, OutputStream::Stdout, config.stdout.sink.clone(), pipe);
+        fds.push(fd);
+    }
 
     let welcome = Welcome {
         pool: config.name.clone(),
@@ -214,9 +242,8 @@ async fn start(
         measures_memory: config.max_worker_memory.is_some(),
         stdout,
         limits,
+        words,
     };
-    let mut fds = vec![control_fd, ledger_fd];
-    fds.extend(stdout_fd);
     let limit = message_limit(config.max_frame_size);
     let mut stop = shared.stop.subscribe();
     let greeted = tokio::select! {
@@ -268,7 +295,7 @@ async fn start(
             killer.kill();
             child.wait().await;
             memory.bury().await;
-            services.output.settle(process).await;
+            services.ears.settle(process).await;
             Err(BuildError::Closed)
         }
     }
@@ -471,7 +498,7 @@ async fn kill_unless(
 }
 
 async fn last_words(services: &Services, process: u64) -> String {
-    timeout(LAST_WORDS, services.output.settle(process))
+    timeout(LAST_WORDS, services.ears.settle(process))
         .await
         .unwrap_or_default()
 }

@@ -6,3 +6,9 @@ pub(crate) mod memory;
 pub(crate) mod child;
 pub(crate) mod handshake;
 pub(crate) mod output;
+pub(crate) mod listen;
+pub(crate) mod pass;
+#[cfg(feature = "tracing")]
+pub(crate) mod origin;
+#[cfg(feature = "tracing")]
+pub(crate) mod replay;

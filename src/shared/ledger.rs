@@ -14,7 +14,9 @@
 //! word 5     1 when a task here has asked whether it is cancelled, 0 before
 //! word 6     resident memory in bytes after the last task, where that is measured
 //! word 7     bytes that were resident when the worker ended itself for its memory limit, 0 otherwise
-//! word 8 …   three words for each lane: the id of the task that runs there (0: none), the element it is at, and
+//! word 8     tracing events that did not fit into their pipe
+//! word 9     the row of the task that started last
+//! word 16 …  three words for each lane: the id of the task that runs there (0: none), the element it is at, and
 //!            since when
 //! then       ids of the tasks that the parent revoked last
 //! data …     frames that are about to be sent
@@ -27,7 +29,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
@@ -45,7 +47,10 @@ const RECALLS: usize = 4;
 const LISTENS: usize = 5;
 const RESIDENT: usize = 6;
 const OVER_LIMIT: usize = 7;
-const LANES: usize = 8;
+#[cfg(feature = "tracing")]
+const EVENTS_DROPPED: usize = 8;
+const ROW: usize = 9;
+const LANES: usize = 16;
 /// Words of a lane: id, element, time.
 const LANE: usize = 3;
 const WORD: usize = size_of::<u64>();
@@ -183,6 +188,36 @@ impl Ledger {
     /// Parent: the worker's resident memory after the last task, where that is measured.
     pub(crate) fn resident(&self) -> u64 {
         self.word(RESIDENT).load(Ordering::Relaxed)
+    }
+
+    /// Worker: the task that starts next is of this row.
+    pub(crate) fn set_row(&self, row: u32) {
+        self.word(ROW).store(u64::from(row), Ordering::Release);
+    }
+
+    /// Parent: the one task that runs, and its row. `None` where there is none, or may be several.
+    pub(crate) fn running(&self) -> Option<(Started, u32)> {
+        if self.lanes != 1 {
+            return None;
+        }
+        let started = self.started().pop()?;
+        let row = self.word(ROW).load(Ordering::Acquire);
+        // The row was written before the task was, so that it is the row of a later one if there is a later one.
+        fence(Ordering::Acquire);
+        let again = self.word(LANES).load(Ordering::Relaxed);
+        (again == started.id).then(|| (started, u32::try_from(row).unwrap_or(u32::MAX)))
+    }
+
+    /// Worker: so many events more could not be sent.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn drop_events(&self, count: u64) {
+        self.word(EVENTS_DROPPED).fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Parent: events that could not be sent.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn events_dropped(&self) -> u64 {
+        self.word(EVENTS_DROPPED).load(Ordering::Relaxed)
     }
 
     /// Parent: what has not started is wanted back, and nothing must start before it is given.

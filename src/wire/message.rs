@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::mark::Token;
 use crate::error::RemotePanic;
 use crate::memory::MemoryMechanism;
 
@@ -53,6 +54,8 @@ pub(crate) mod kind {
     pub(crate) const TIMED_CHUNK: u8 = 14;
     /// Worker: the last part of a chunk that was told to stop before its end; the run time as in `CHUNK_END`.
     pub(crate) const CHUNK_STOPPED: u8 = 15;
+    /// Parent: the [`Context`](super::super::context::Context) of the task that follows under the same id.
+    pub(crate) const CONTEXT: u8 = 16;
 
     /// Whether the message is a chunk of tasks.
     pub(crate) fn is_chunk(kind: u8) -> bool {
@@ -86,6 +89,7 @@ pub(crate) struct Welcome {
     pub(crate) measures_memory: bool,
     pub(crate) stdout: Stdout,
     pub(crate) limits: WorkerLimits,
+    pub(crate) words: Words,
 }
 
 /// What a worker keeps itself to, before its initializer and its first task.
@@ -147,7 +151,18 @@ pub(crate) struct Ready {
     pub(crate) memory: Option<MemoryMechanism>,
 }
 
-/// Descriptors of a `Welcome` before the one for stdout: the control socket and the ledger's memory.
+/// What a worker must do for its words to be told apart.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Words {
+    /// What marks begin with, where a stream has any.
+    pub(crate) token: Option<Token>,
+    pub(crate) mark_stdout: bool,
+    pub(crate) mark_stderr: bool,
+    /// Spans and events up to this verbosity go to the descriptor behind the ledger's memory.
+    pub(crate) events: Option<u8>,
+}
+
+/// Descriptors of a `Welcome` before those for events and for stdout: the control socket and the ledger's memory.
 pub(crate) const WELCOME_FDS: usize = 2;
 
 /// Where a worker's fd 1 goes.

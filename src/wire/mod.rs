@@ -11,5 +11,9 @@ pub(crate) mod codec;
 pub(crate) mod depth;
 pub(crate) mod attachments;
 pub(crate) mod transport;
+pub(crate) mod mark;
+pub(crate) mod context;
+#[cfg(feature = "tracing")]
+pub(crate) mod record;
 #[cfg(feature = "json")]
 pub(crate) mod json;

@@ -10,9 +10,11 @@ use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group, set_p
 
 use super::execute::Limits;
 use super::footprint::Footprint;
+#[cfg(feature = "tracing")]
+use super::forward;
 use super::inbox::Inbox;
 use super::reply::Replies;
-use super::{IDENTITY, Identity, cancel, limits, memory, panic, serve, stdio, watch};
+use super::{IDENTITY, Identity, cancel, limits, marks, memory, panic, serve, stdio, watch};
 use crate::shared::dispositions;
 use crate::shared::ledger::Ledger;
 use crate::task::entry::Run;
@@ -20,7 +22,7 @@ use crate::task::table;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
-    Failure, Hello, InitFailure, MAGIC, PROTOCOL, WELCOME_FDS, Welcome, kind, message_limit,
+    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, WELCOME_FDS, Welcome, kind, message_limit,
 };
 use crate::wire::transport::{Outbox, Received, Receiver, send};
 
@@ -61,7 +63,11 @@ fn work(depth: u32) -> io::Result<()> {
     if message.kind != kind::WELCOME || fds.len() < WELCOME_FDS {
         return Err(invalid("the parent did not say welcome"));
     }
-    let stdout = fds.drain(WELCOME_FDS..).next_back();
+    let mut others = fds.drain(WELCOME_FDS..);
+    #[cfg(feature = "tracing")]
+    let events = welcome.words.events.and_then(|_| others.next());
+    let stdout = others.next_back();
+    drop(others);
     let (Some(memory), Some(control)) = (fds.pop(), fds.pop()) else {
         return Err(invalid("the welcome lacks its descriptors"));
     };
@@ -69,6 +75,7 @@ fn work(depth: u32) -> io::Result<()> {
     drop(memory);
     ledger.advance(greeted);
     stdio::redirect_stdout(welcome.stdout, stdout)?;
+    marks::set_up(&welcome.words)?;
     set_name(welcome.worker);
     panic::install_hook();
 
@@ -91,13 +98,18 @@ fn work(depth: u32) -> io::Result<()> {
         Arc::clone(&aborts),
     )?;
 
-    let prepared = limits::apply(&welcome.limits, &replies).and_then(|ready| {
+    let prepare = || -> Result<Ready, InitFailure> {
+        let ready = limits::apply(&welcome.limits, &replies)?;
         if let Some((row, argument)) = &welcome.initializer {
             let _running = memory::running();
             initialize(*row, argument)?;
         }
         Ok(ready)
-    });
+    };
+    #[cfg(feature = "tracing")]
+    let prepared = forward::set_up(events, welcome.words.events, &replies, prepare);
+    #[cfg(not(feature = "tracing"))]
+    let prepared = prepare();
     let mut bytes = Outgoing::buffer(64);
     match prepared {
         Ok(ready) => {

@@ -1,6 +1,6 @@
 //! Tasks that have come and not started.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,8 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::shared::ledger::{Ledger, clock};
+use crate::wire::codec::{self, take_u32};
+use crate::wire::context::Context;
 use crate::wire::frame::Message;
 use crate::wire::message::kind;
 use crate::wire::transport::{Received, Receiver};
@@ -25,7 +27,9 @@ pub(super) struct Inbox {
 #[derive(Debug)]
 struct Waiting {
     receiver: Receiver,
-    tasks: VecDeque<Message>,
+    tasks: VecDeque<(Message, Option<Context>)>,
+    /// What came in front of tasks that have not come.
+    contexts: HashMap<u64, Context>,
     shutdown: bool,
     /// Recalls that have been answered.
     recalls: u64,
@@ -34,8 +38,8 @@ struct Waiting {
 /// What [`Inbox::try_next`] found.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// A task, and when it started.
-    Task(Message, u64),
+    /// A task, when it started, and what came with it.
+    Task(Message, u64, Option<Context>),
     /// The parent wants back what has not started.
     Recall,
     /// A task that was cancelled before it started.
@@ -53,6 +57,7 @@ impl Inbox {
         let waiting = Waiting {
             receiver,
             tasks: VecDeque::new(),
+            contexts: HashMap::new(),
             shutdown: false,
             recalls: 0,
         };
@@ -69,14 +74,15 @@ impl Inbox {
             return Ok(Next::Recall);
         }
         loop {
-            if let Some(task) = waiting.tasks.pop_front() {
+            if let Some((task, context)) = waiting.tasks.pop_front() {
                 if ledger.is_revoked(task.id) {
                     return Ok(Next::Revoked(task.id));
                 }
                 // Under the lock: a recall must see a task either here or started, never in between.
+                ledger.set_row(take_u32(&mut &task.body[..]).unwrap_or(u32::MAX));
                 let now = clock();
                 ledger.start(lane, task.id, now);
-                return Ok(Next::Task(task, now));
+                return Ok(Next::Task(task, now, context));
             }
             if waiting.shutdown {
                 return Ok(Next::Shutdown);
@@ -108,7 +114,7 @@ impl Inbox {
         }
         waiting.recalls = recalls;
         while let Received::Bytes { .. } = waiting.receive(self.connection.as_fd())? {}
-        Ok(Some(waiting.tasks.drain(..).map(|task| task.id).collect()))
+        Ok(Some(waiting.tasks.drain(..).map(|(task, _)| task.id).collect()))
     }
 
     pub(super) fn connection(&self) -> BorrowedFd<'_> {
@@ -129,7 +135,15 @@ impl Waiting {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?
         {
             match message.kind {
-                kind::TASK | kind::CHUNK | kind::TIMED_CHUNK => self.tasks.push_back(message),
+                kind::TASK | kind::CHUNK | kind::TIMED_CHUNK => {
+                    let context = self.contexts.remove(&message.id);
+                    self.tasks.push_back((message, context));
+                }
+                kind::CONTEXT => {
+                    let context = codec::decode(&message.body)
+                        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                    self.contexts.insert(message.id, context);
+                }
                 kind::SHUTDOWN => self.shutdown = true,
                 other => {
                     return Err(io::Error::new(

@@ -27,11 +27,17 @@ mod execute;
 mod cancel;
 mod serve;
 mod watch;
+mod marks;
+mod current;
+#[cfg(feature = "tracing")]
+mod forward;
 
 use std::sync::OnceLock;
 
 pub use cancel::{Cancellation, cancellation, cancelled};
 pub(crate) use enter::run;
+
+pub use current::trace_context;
 
 /// What the parent told this worker about itself.
 static IDENTITY: OnceLock<Identity> = OnceLock::new();

@@ -23,9 +23,10 @@ use super::footprint::Footprint;
 use super::inbox::{Inbox, Next};
 use super::memory;
 use super::reply::Replies;
+use super::{current, marks};
 use crate::shared::watched::watch;
 use crate::task::entry::Run;
-use crate::wire::codec::message_bytes;
+use crate::wire::codec::{message_bytes, take_u32};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Failure, kind};
 
@@ -71,8 +72,10 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
     let mut entered = None;
     loop {
         match inbox.try_next(replies.ledger(), 0)? {
-            Next::Task(message, began) => {
+            Next::Task(message, began, company) => {
                 let id = message.id;
+                let row = take_u32(&mut &message.body[..]).unwrap_or(u32::MAX);
+                current::set_only(id, company);
                 let reply = match Prepared::new(message, began) {
                     Ok(task) => {
                         if entered.is_none() && matches!(task.entry.run, Run::Async(_)) {
@@ -89,6 +92,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
                     Err((_, reply)) => reply,
                 };
                 flush_output();
+                marks::end_of(id, row);
                 footprint.measure(replies.ledger());
                 replies.send(reply, id)?;
                 replies.ledger().finish(0);
@@ -125,9 +129,11 @@ fn serve_many(
         let mut idle = true;
         while let (false, Some(&lane)) = (shutdown, free.last()) {
             match inbox.try_next(replies.ledger(), lane)? {
-                Next::Task(message, began) => {
+                Next::Task(message, began, company) => {
                     free.pop();
-                    running.push(run_lane(message, began, limits, replies, aborts, lane));
+                    let id = message.id;
+                    let task = run_lane(message, began, limits, replies, aborts, lane);
+                    running.push(current::polled(id, company, task));
                 }
                 Next::Empty => match readable.poll_read_ready(&mut context) {
                     // Cleared before the next look, so that what comes in between is not missed.

@@ -13,7 +13,7 @@ use rustix::stdio::{dup2_stdin, dup2_stdout};
 use crate::wire::message::Stdout;
 
 /// The lowest number for the private descriptor: out of the way of programs that count on the first few.
-const PRIVATE: i32 = 10;
+pub(super) const PRIVATE: i32 = 10;
 
 /// Takes the connection from standard input and output. Until [`redirect_stdout`], output goes to standard error.
 pub(super) fn take_connection() -> io::Result<OwnedFd> {
