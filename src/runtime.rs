@@ -1,27 +1,78 @@
 //! The library's own runtime: one thread on which workers are started, watched and reaped, whatever becomes of the
 //! runtimes that pools are used on.
 
+use std::future::pending;
 use std::io;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 
 /// The library's runtime, started when it is first asked for. It lives until the process ends.
+///
+/// Its thread is started here and not by tokio, which panics where the system has no more threads.
 pub(crate) fn handle() -> io::Result<&'static Handle> {
-    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    static HANDLE: OnceLock<Handle> = OnceLock::new();
     static STARTING: Mutex<()> = Mutex::new(());
-    if let Some(runtime) = RUNTIME.get() {
-        return Ok(runtime.handle());
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle);
     }
-    // Two at a time must not start two: the loser would be shut down inside somebody's async code.
+    // Two at a time must not start two.
     let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(runtime) = RUNTIME.get() {
-        return Ok(runtime.handle());
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle);
     }
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("procession")
-        .enable_all()
-        .build()?;
-    Ok(RUNTIME.get_or_init(|| runtime).handle())
+    have_descriptors()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    // Shared, so that it is still here when the thread is not: it must not be dropped where somebody awaits.
+    let runtime = Arc::new(Mutex::new(Some(runtime)));
+    let shared = Arc::clone(&runtime);
+    let thread = thread::Builder::new()
+        .name("procession".to_owned())
+        .spawn(move || {
+            if let Some(runtime) = take(&shared) {
+                runtime.block_on(pending::<()>());
+            }
+        });
+    if let Err(error) = thread {
+        if let Some(runtime) = take(&runtime) {
+            runtime.shutdown_background();
+        }
+        return Err(error);
+    }
+    Ok(HANDLE.get_or_init(|| handle))
+}
+
+/// Whether a runtime finds the descriptors that it needs: tokio panics where there is none for its signals.
+fn have_descriptors() -> io::Result<()> {
+    let pairs: io::Result<Vec<_>> = (0..4).map(|_| UnixStream::pair()).collect();
+    pairs.map(drop)
+}
+
+/// Runs what blocks on a thread of its own, or here where the system has no more threads.
+pub(crate) async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, is_done) = oneshot::channel();
+    // Shared, so that it is still there when the thread is not.
+    let run = Arc::new(Mutex::new(Some(run)));
+    let shared = Arc::clone(&run);
+    let thread = thread::Builder::new()
+        .name("procession-start".to_owned())
+        .spawn(move || {
+            if let Some(run) = take(&shared) {
+                // Nobody may wait for it any more.
+                done.send(run()).ok();
+            }
+        });
+    if thread.is_err() {
+        let run = take(&run)?;
+        return Some(run());
+    }
+    is_done.await.ok()
+}
+
+fn take<T>(shared: &Mutex<Option<T>>) -> Option<T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner).take()
 }

@@ -287,9 +287,11 @@ impl PoolBuilder {
         self
     }
 
-    /// How long a worker that is stopped has from SIGTERM, which its process group gets, to SIGKILL. Another is started
-    /// in its place meanwhile. Where many workers are stopped at once, or with zero, SIGKILL comes at once. Defaults to
-    /// 250 milliseconds.
+    /// How long a worker that is stopped has from SIGTERM to SIGKILL. Another is started in its place meanwhile.
+    ///
+    /// What the task started gets the SIGTERM, and the worker itself if something there handles it. Where nothing is
+    /// there that could notice, SIGKILL comes at once, as it does with zero, and where many workers are stopped at
+    /// once. Defaults to 250 milliseconds.
     pub fn term_grace(mut self, grace: Duration) -> Self {
         self.term_grace = grace;
         self

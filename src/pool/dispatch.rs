@@ -348,6 +348,7 @@ impl Shared {
                     if let Some(link) = &core.links[worker] {
                         let message = Outgoing::new(kind::SHUTDOWN, Outgoing::buffer(0), Vec::new());
                         link.push(Parcel::Message(message), 0);
+                        link.killer.expect_end();
                         link.ending.notify_one();
                         flush.push(Arc::clone(link));
                     }
@@ -377,8 +378,9 @@ impl Shared {
             match action {
                 Action::Abort { id, .. } => link.control(Control::Abort(id)),
                 Action::Stop { .. } if may_linger && !self.config.term_grace.is_zero() => {
-                    link.killer.terminate();
-                    link.stopping.notify_one();
+                    if link.killer.stop() {
+                        link.stopping.notify_one();
+                    }
                 }
                 Action::Stop { .. } => link.killer.kill(),
                 _ => {

@@ -24,6 +24,7 @@ use crate::process::handshake::{HandshakeError, HandshakeFailure, handshake};
 use crate::process::listen::{Ears, Process, pipe};
 use crate::process::output::{OutputStream, Sink};
 use crate::process::spawn::{Spawned, spawn};
+use crate::runtime;
 use crate::shared::ledger::Ledger;
 use crate::wire::message::{Failure, InitFailure, LimitOption, Stdout, Welcome, message_limit};
 use crate::wire::transport::datagram_pair;
@@ -190,20 +191,17 @@ async fn start(
     let label = format!("{} {} {worker}", config.name, config.worker_name);
     let (program, depth) = (config.program.clone(), config.depth);
     // Starting blocks until the new program is in place, and others start at the same time.
-    let spawned = services
-        .own
-        .spawn_blocking(move || spawn(&program, &label, depth, stderr))
-        .await;
+    let spawned = runtime::blocking(move || spawn(&program, &label, depth, stderr)).await;
     let spawned = match spawned {
-        Ok(Ok(spawned)) => spawned,
-        Ok(Err(error)) => {
+        Some(Ok(spawned)) => spawned,
+        Some(Err(error)) => {
             return Err(BuildError::Spawn {
                 program: config.program.path().to_owned(),
                 source: Arc::new(error),
             });
         }
-        // The library's runtime ends, and with it the process.
-        Err(_) => return Err(BuildError::Closed),
+        // The thread that started it is gone, and the process with it.
+        None => return Err(BuildError::Closed),
     };
     let Spawned { child, connection } = spawned;
     let killer = child.killer();

@@ -1,15 +1,21 @@
-//! A child process: its end, its group, its burial.
+//! A child process: its end, that of all that it started, its burial.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 
+use super::descendants::{Sweep, adopts, bury_family, catches, family, has_ended};
+use super::marked;
+use crate::runtime;
 use crate::shared::watched::watch;
 
 /// Every process that was started here and may live.
@@ -22,6 +28,12 @@ pub(crate) fn signal_all(signal: Signal) {
         killer.send(signal);
     }
 }
+/// What the killer of a worker spends on its descendants before it leaves them to a thread.
+const AT_ONCE: Duration = Duration::from_millis(2);
+/// What a worker lives on at most while its descendants are killed.
+const LONGEST_SWEEP: Duration = Duration::from_secs(1);
+/// What a search for remains may hold up the end of a worker. It goes on behind that.
+const SEARCH: Duration = Duration::from_millis(100);
 
 /// A started process that has not been waited for.
 #[derive(Debug)]
@@ -31,7 +43,8 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    pub(super) fn new(mut process: std::process::Child) -> io::Result<Self> {
+    /// `marker` is what the process has in its environment and no other.
+    pub(super) fn new(mut process: std::process::Child, marker: String) -> io::Result<Self> {
         let pid = i32::try_from(process.id())
             .ok()
             .and_then(Pid::from_raw)
@@ -46,7 +59,15 @@ impl Child {
                 return Err(error.into());
             }
         };
-        let killer = Arc::new(Killer { pid, pidfd });
+        let killer = Arc::new(Killer {
+            pid,
+            pidfd,
+            marker,
+            killing: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            swept: AtomicBool::new(false),
+            family: Mutex::default(),
+        });
         let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
         started.retain(|killer| killer.strong_count() > 0);
         started.push(Arc::downgrade(&killer));
@@ -63,20 +84,35 @@ impl Child {
         Arc::clone(&self.killer)
     }
 
-    /// Waits for the process to end, kills what is left of its group, and takes its status. The status is `None`
-    /// where somebody else took it: the host program ignores SIGCHLD, or waits for any child.
+    /// Waits for the process to end, kills what it left, and takes its status. The status is `None` where somebody
+    /// else took it: the host program ignores SIGCHLD, or waits for any child.
     ///
     /// Must run on the library's runtime.
     pub(crate) async fn wait(mut self) -> Option<ExitStatus> {
-        if let Some(pidfd) = &self.killer.pidfd
+        let killer = Arc::clone(&self.killer);
+        if let Some(pidfd) = &killer.pidfd
             && let Ok(pidfd) = watch(pidfd, Interest::READABLE)
         {
             // An error here means that the runtime ends, and with it the process.
             pidfd.readable().await.ok();
         }
         // Before the status is taken: until then the number of the group cannot be anybody else's.
-        kill_process_group(self.killer.pid, Signal::KILL).ok();
-        self.process.wait().ok()
+        kill_process_group(killer.pid, Signal::KILL).ok();
+        if adopts() {
+            let mut family =
+                std::mem::take(&mut *killer.family.lock().unwrap_or_else(PoisonError::into_inner));
+            let worker = killer.pid;
+            family.insert(worker);
+            runtime::blocking(move || bury_family(worker, &family)).await;
+        }
+        let status = self.process.wait().ok();
+        // One that ended as it was told has seen to what it started.
+        let is_well = killer.ending.load(Ordering::Acquire) && status.is_some_and(|status| status.success());
+        if !is_well && !killer.swept.load(Ordering::Acquire) {
+            let search = marked::kill(&killer.marker);
+            tokio::time::timeout(SEARCH, search).await.ok();
+        }
+        status
     }
 }
 
@@ -86,39 +122,104 @@ pub(crate) struct Killer {
     pid: Pid,
     /// Readable when the process has ended. `None` where the host program reaps children itself and was faster.
     pidfd: Option<Arc<OwnedFd>>,
+    marker: String,
+    killing: AtomicBool,
+    /// It was told to end.
+    ending: AtomicBool,
+    /// Nothing that it started can be alive outside its group.
+    swept: AtomicBool,
+    /// Descendants that this process may have to bury.
+    family: Mutex<HashSet<Pid>>,
 }
 
 impl Killer {
-    /// Sends the process and its group a SIGTERM, once.
-    pub(crate) fn terminate(&self) {
+    /// Sends a signal to the process and its group, once. One that has ended is left alone.
+    pub(crate) fn send(&self, signal: Signal) {
         // The number of the group is its own as long as the process runs.
         if self.pidfd.as_ref().is_some_and(|pidfd| !has_ended(pidfd)) {
-            kill_process_group(self.pid, Signal::TERM).ok();
-        }
-    }
-
-    /// Kills the process and its group, now. One that has been waited for is left alone.
-    pub(crate) fn kill(&self) {
-        self.send(Signal::KILL);
-    }
-
-    /// Sends a signal to the process and its group. One that has been waited for is left alone.
-    fn send(&self, signal: Signal) {
-        // By descriptor first: as long as that succeeds, the number of the group is its own.
-        if let Some(pidfd) = &self.pidfd
-            && pidfd_send_signal(pidfd, signal).is_ok()
-        {
             kill_process_group(self.pid, signal).ok();
         }
     }
-}
 
-/// Whether a process has ended.
-fn has_ended(pidfd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    /// Asks the process and all that it started to end, with a SIGTERM. `false` where none of them would notice: then
+    /// they are killed.
+    ///
+    /// The process itself gets it only if it has a handler: dead, it could not be asked any more for what it started.
+    pub(crate) fn stop(self: &Arc<Self>) -> bool {
+        let Some(pidfd) = &self.pidfd else { return false };
+        let listens = catches(self.pid, Signal::TERM);
+        let family = family(self.pid);
+        if has_ended(pidfd) || !(listens || !family.is_empty()) {
+            self.kill();
+            return false;
+        }
+        for member in family.iter().chain(listens.then_some(&**pidfd)) {
+            pidfd_send_signal(member, Signal::TERM).ok();
+        }
+        true
+    }
+
+    /// Takes note that the process is told to end by itself.
+    pub(crate) fn expect_end(&self) {
+        self.ending.store(true, Ordering::Release);
+    }
+
+    /// Kills the process, its group, and all that it started, now. One that has been waited for is left alone.
+    ///
+    /// Where what it started multiplies, the rest happens on another thread.
+    pub(crate) fn kill(self: &Arc<Self>) {
+        let Some(pidfd) = &self.pidfd else { return };
+        if self.killing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // It is not stopped meanwhile: if this process were killed now, nobody would let it go on and see to itself.
+        let mut sweep = Sweep::new(self.pid, Some(self.pid)).of_other(pidfd);
+        if adopts() {
+            sweep = sweep.keep_family();
+        }
+        if sweep.run(AT_ONCE) {
+            self.finish(pidfd, sweep, true);
+            return;
+        }
+        let shared = Arc::new(Mutex::new(Some(sweep)));
+        let finish = {
+            let (killer, shared) = (Arc::clone(self), Arc::clone(&shared));
+            move || {
+                let sweep = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let (Some(pidfd), Some(mut sweep)) = (&killer.pidfd, sweep) {
+                    let complete = sweep.run(LONGEST_SWEEP);
+                    killer.finish(pidfd, sweep, complete);
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("procession-sweep".to_owned())
+            .spawn(finish);
+        if thread.is_err()
+            && let Some(sweep) = shared.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            // Its mark will tell what it leaves.
+            self.finish(pidfd, sweep, false);
+        }
+    }
+
+    fn finish(&self, pidfd: &OwnedFd, mut sweep: Sweep, complete: bool) {
+        // One that has ended by itself took its tree with it.
+        let complete = complete && !has_ended(pidfd);
+        self.family
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(sweep.take_family());
+        // Where some had left the group, one more may have done so at the last moment. Said before its end is seen.
+        self.swept
+            .store(complete && !sweep.has_killed(), Ordering::Release);
+        // By descriptor first: as long as that succeeds, the number of the group is its own. And then all of the group
+        // at once: if this process ended between the worker's end and that of the rest, nobody would see to them.
+        if pidfd_send_signal(pidfd, Signal::CONT).is_ok() {
+            kill_process_group(self.pid, Signal::KILL).ok();
+            // It may have left its group.
+            pidfd_send_signal(pidfd, Signal::KILL).ok();
+        }
+        sweep.kill_spared();
+    }
 }

@@ -4,6 +4,8 @@ pub(crate) mod spawn;
 pub(crate) mod cgroup;
 pub(crate) mod memory;
 pub(crate) mod child;
+pub(crate) mod descendants;
+mod marked;
 pub(crate) mod handshake;
 pub(crate) mod output;
 pub(crate) mod listen;

@@ -1,12 +1,15 @@
 //! Starting a worker: this program again, with one end of a socket pair as its standard input and output.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use rustix::param::linux_execfn;
 
 use super::child::Child;
 use crate::init;
@@ -14,6 +17,19 @@ use crate::wire::transport;
 
 /// The running image itself: it can be started even when its file was replaced or deleted.
 const SELF: &str = "/proc/self/exe";
+
+/// This program: the running image, or without `/proc` the file that it was started from, as far as that is known.
+/// Whether it is the same still is for the handshake to tell.
+fn own_program() -> &'static Path {
+    static OWN: LazyLock<PathBuf> = LazyLock::new(|| {
+        let file = Path::new(OsStr::from_bytes(linux_execfn().to_bytes()));
+        match std::path::absolute(file) {
+            Ok(file) if !Path::new(SELF).exists() && file.is_file() => file,
+            _ => SELF.into(),
+        }
+    });
+    &OWN
+}
 
 /// What to start.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +42,7 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn path(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(SELF))
+        self.path.as_deref().unwrap_or_else(|| own_program())
     }
 }
 
@@ -54,7 +70,7 @@ pub(crate) fn spawn(program: &Program, label: &str, depth: u32, stderr: OwnedFd)
         .map_or(own_name.as_os_str(), |path| path.as_os_str());
     let mut name = shown.to_owned();
     name.push(format!(": {label}"));
-    command.arg0(name).args(arguments).env(init::MARKER, marker);
+    command.arg0(name).args(arguments).env(init::MARKER, &marker);
     command.envs(program.env.iter().map(|(key, value)| (key, value)));
     if let Some(directory) = &program.current_dir {
         command.current_dir(directory);
@@ -65,7 +81,7 @@ pub(crate) fn spawn(program: &Program, label: &str, depth: u32, stderr: OwnedFd)
         .stderr(Stdio::from(stderr));
     // A group of its own: Ctrl-C reaches the parent alone, and the worker can be killed with all that it starts.
     command.process_group(0);
-    let child = Child::new(command.spawn()?)?;
+    let child = Child::new(command.spawn()?, marker)?;
     Ok(Spawned {
         child,
         connection: Arc::new(ours),

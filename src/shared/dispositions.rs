@@ -7,6 +7,7 @@
 
 use std::ffi::c_int;
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::process::Signal;
 
@@ -78,9 +79,10 @@ fn set(signal: c_int, action: &Action) {
 
 /// Gives a worker the dispositions that tasks count on, whatever its parent was started with, and blocks nothing.
 ///
-/// What the parent ignores is inherited through exec, as is what the thread blocks that starts the worker. A worker that ignores SIGTERM cannot be asked to end, and one
-/// that ignores SIGCHLD loses the exit statuses of what its tasks start. SIGPIPE is left, which Rust ignores for
-/// itself; and so is what has a handler, which somebody installed on purpose.
+/// What the parent ignores is inherited through exec, as is what the thread blocks that starts the worker. A worker
+/// that ignores SIGTERM cannot be asked to end, and one that ignores SIGCHLD loses the exit statuses of what its tasks
+/// start. SIGPIPE is left, which Rust ignores for itself; and so is what has a handler, which somebody installed on
+/// purpose.
 ///
 /// A worker is in the background of the terminal, if there is one. There the terminal would stop it for reading, and
 /// after `stty tostop` for writing, and nobody would see why it hangs. Ignored, the one is an error and the other
@@ -102,6 +104,35 @@ pub(crate) fn reset_for_worker() {
             set(signal, &Action::new(SIG_DFL));
         }
     }
+}
+
+/// The parent of this worker, before anything happened to it.
+static PARENT: AtomicI32 = AtomicI32::new(0);
+
+/// Lets a worker outlive the moment of its parent's end. Where one of its group is stopped then, the kernel sends the
+/// group a SIGHUP, and the worker must not die of it before it has seen to what left the group. Any other SIGHUP does
+/// what it always does.
+pub(crate) fn outlive_parent() {
+    let hangup = Signal::HUP.as_raw();
+    if action(hangup).is_none_or(|action| action.disposition() != Disposition::Default) {
+        return;
+    }
+    PARENT.store(parent(), Ordering::Relaxed);
+    let handler: extern "C" fn(c_int) = hang_up;
+    let action = Action::new(handler as usize);
+    // SAFETY: an `Action` is as large as the C library's; the handler has the type that one without flags has, and
+    // calls nothing but what may be called in one.
+    unsafe { sigaction(hangup, &raw const action, ptr::null_mut()) };
+}
+
+extern "C" fn hang_up(_: c_int) {
+    if parent() == PARENT.load(Ordering::Relaxed) {
+        suffer(Signal::HUP);
+    }
+}
+
+fn parent() -> i32 {
+    rustix::process::getppid().map_or(0, rustix::process::Pid::as_raw_pid)
 }
 
 /// Lets `signal` do to this process what it does to one that never heard of it, and returns if that is nothing, or

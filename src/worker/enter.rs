@@ -4,9 +4,14 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::exit;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
-use rustix::process::{Signal, getpgrp, getpid, kill_current_process_group, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitOptions, getpgrp, getpid, kill_current_process_group,
+    set_child_subreaper, set_parent_process_death_signal, setpriority_process, setrlimit, wait,
+};
+use rustix::thread::gettid;
 
 use super::execute::Limits;
 use super::footprint::Footprint;
@@ -15,6 +20,7 @@ use super::forward;
 use super::inbox::Inbox;
 use super::reply::Replies;
 use super::{IDENTITY, Identity, cancel, limits, marks, memory, panic, serve, stdio, watch};
+use crate::process::descendants::Sweep;
 use crate::shared::dispositions;
 use crate::shared::ledger::Ledger;
 use crate::task::entry::Run;
@@ -29,6 +35,12 @@ use crate::wire::transport::{Outbox, Received, Receiver, send};
 /// How a worker ends that could not go on; the parent has been told why, or is gone.
 const EXIT_FAILED: i32 = 71;
 
+/// What a worker that ends spends at most on ending what it started.
+const LONGEST_SWEEP: Duration = Duration::from_secs(1);
+
+/// The value of `nice` that gives way to all others.
+const LOWEST_PRIORITY: i32 = 19;
+
 /// What is kept of an initializer's error, in bytes.
 const LONGEST_ERROR: usize = 256 * 1024;
 
@@ -38,17 +50,25 @@ const LONGEST_ERROR: usize = 256 * 1024;
     reason = "a worker ends here and must not return into the program's main"
 )]
 pub(crate) fn run(depth: u32) -> ! {
-    match work(depth) {
-        Ok(()) => exit(0),
+    // Whatever is started here stays below this process, however often it forks, so that it can be found and ended.
+    set_child_subreaper(Some(getpid())).ok();
+    let status = match work(depth) {
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("procession: a worker cannot go on: {error}");
-            exit(EXIT_FAILED)
+            EXIT_FAILED
         }
-    }
+    };
+    // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
+    bury_all();
+    Sweep::new(getpid(), None).run(LONGEST_SWEEP);
+    bury_all();
+    exit(status)
 }
 
 fn work(depth: u32) -> io::Result<()> {
     dispositions::reset_for_worker();
+    dispositions::outlive_parent();
     // A worker that is stopped does not see its parent's end: that itself must wake it. The signal comes at the end of
     // threads of the parent too, and means nothing to a worker that runs.
     set_parent_process_death_signal(Some(Signal::CONT)).ok();
@@ -216,11 +236,40 @@ fn set_name(worker: usize) {
 #[expect(clippy::exit, reason = "nobody is left to return to")]
 pub(super) fn die() -> ! {
     limits::kill_leaf();
+    // Nothing here may start anything any more. Where that does not hold, for root say, it is a race that is won.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Nproc, none).ok();
+    yield_to_this_thread();
+    bury_all();
+    Sweep::new(getpid(), None).run(LONGEST_SWEEP);
     // Only as the leader of a group of its own: a launcher may have put the worker into somebody else's.
     if getpgrp() == getpid() {
         kill_current_process_group(Signal::KILL).ok();
     }
     exit(0)
+}
+
+/// Lets tasks that are about to end have what is left of the processor, on a machine where many others end as well.
+fn yield_to_this_thread() {
+    for thread in std::fs::read_dir("/proc/self/task").into_iter().flatten() {
+        let number = thread
+            .ok()
+            .and_then(|thread| thread.file_name().to_str()?.parse().ok());
+        let number = number
+            .and_then(Pid::from_raw)
+            .filter(|&number| number != gettid());
+        if let Some(number) = number {
+            setpriority_process(Some(number), LOWEST_PRIORITY).ok();
+        }
+    }
+}
+
+/// Waits for children that have ended: a parent that adopts them would otherwise have to.
+fn bury_all() {
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
 fn invalid(message: impl Into<String>) -> io::Error {

@@ -26,6 +26,7 @@ mod memory;
 mod execute;
 mod cancel;
 mod serve;
+mod adopted;
 mod watch;
 mod marks;
 mod current;

@@ -16,12 +16,14 @@ use futures::stream::{FuturesUnordered, Stream};
 use tokio::io::Interest;
 use tokio::runtime::{Builder, Runtime};
 
+use super::adopted;
 use super::cancel;
 use super::enter::die;
 use super::execute::{Limits, Prepared, Reply, failure_reply, run_chunk, run_single};
 use super::footprint::Footprint;
 use super::inbox::{Inbox, Next};
 use super::memory;
+use super::panic;
 use super::reply::Replies;
 use super::{current, marks};
 use crate::shared::watched::watch;
@@ -57,6 +59,7 @@ pub(super) fn serve(
     lanes: usize,
     footprint: Footprint,
 ) -> io::Result<()> {
+    adopted::tasks_run(false);
     if lanes == 1 {
         serve_one(inbox, replies, limits, footprint)
     } else {
@@ -73,6 +76,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
     loop {
         match inbox.try_next(replies.ledger(), 0)? {
             Next::Task(message, began, company) => {
+                adopted::tasks_run(true);
                 let id = message.id;
                 let row = take_u32(&mut &message.body[..]).unwrap_or(u32::MAX);
                 current::set_only(id, company);
@@ -96,6 +100,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
                 footprint.measure(replies.ledger());
                 replies.send(reply, id)?;
                 replies.ledger().finish(0);
+                adopted::tasks_run(false);
             }
             Next::Recall => give_back(inbox, replies)?,
             Next::Revoked(id) => replies.send(failure_reply(&Failure::Cancelled), id)?,
@@ -131,6 +136,7 @@ fn serve_many(
             match inbox.try_next(replies.ledger(), lane)? {
                 Next::Task(message, began, company) => {
                     free.pop();
+                    adopted::tasks_run(true);
                     let id = message.id;
                     let task = run_lane(message, began, limits, replies, aborts, lane);
                     running.push(current::polled(id, company, task));
@@ -155,8 +161,11 @@ fn serve_many(
             free.push(lane);
             idle = false;
         }
-        if shutdown && running.is_empty() {
-            return Ok(());
+        if running.is_empty() {
+            adopted::tasks_run(false);
+            if shutdown {
+                return Ok(());
+            }
         }
         if idle {
             thread::park();
@@ -223,10 +232,14 @@ fn runtime() -> io::Result<&'static Runtime> {
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);
     }
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let no_runtime = |error| io::Error::other(format!("cannot start the runtime for async tasks: {error}"));
+    // Tokio panics where the system has no more threads, so it is asked for one first.
+    let probe = thread::Builder::new().spawn(|| ()).map_err(no_runtime)?;
+    probe.join().ok();
+    let build = || Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = panic::catch(build)
+        .unwrap_or_else(|panic| Err(io::Error::other(panic.message)))
+        .map_err(no_runtime)?;
     Ok(RUNTIME.get_or_init(|| runtime))
 }
 

@@ -1,14 +1,18 @@
 //! The watcher: a thread that sees what the busy main thread cannot, the parent's end and what it wants at once.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{RecvFlags, recv};
+use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
+use super::adopted::Undertaker;
 use super::cancel;
 use super::enter::die;
 use super::inbox::Inbox;
@@ -35,23 +39,52 @@ pub(super) fn start(
                 eprintln!("procession: a worker cannot watch its parent: {error}");
             }
             die()
+        })
+        .map_err(|error| {
+            io::Error::other(format!(
+                "cannot start the thread that watches the parent: {error}"
+            ))
         })?;
     Ok(())
 }
 
+/// The process that made the connection, if that is what started this one. The connection alone would not tell of its
+/// end while another that it forked holds a copy.
+fn parent(connection: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let maker = socket_peercred(connection).ok()?.pid;
+    let pidfd = pidfd_open(maker, PidfdFlags::empty()).ok()?;
+    // If it ended before it was opened, another is the parent by now.
+    (getppid() == Some(maker)).then_some(pidfd)
+}
+
 /// Returns when the parent is gone.
 fn watch(inbox: &Inbox, replies: &Replies, control: &OwnedFd, aborts: &Aborts) -> io::Result<()> {
+    let connection = replies.connection();
+    let parent = parent(connection);
+    let mut undertaker = Undertaker::default();
+    let wake = Undertaker::wake()?;
+    let after = |pause: Option<Duration>| pause.map(|pause| Instant::now() + pause);
+    let mut look_again = after(undertaker.look());
     loop {
-        let connection = replies.connection();
-        let mut fds = [
+        let mut fds = vec![
             PollFd::from_borrowed_fd(connection, PollFlags::RDHUP),
             PollFd::new(control, PollFlags::IN),
+            PollFd::from_borrowed_fd(wake, PollFlags::IN),
         ];
-        match poll(&mut fds, None) {
+        fds.extend(parent.iter().map(|parent| PollFd::new(parent, PollFlags::IN)));
+        let left = look_again.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        if !fds[0].revents().is_empty() {
+        if !fds[2].revents().is_empty() {
+            rustix::io::read(wake, &mut [0; 8]).ok();
+        }
+        if !fds[2].revents().is_empty() || look_again.is_some_and(|at| Instant::now() >= at) {
+            look_again = after(undertaker.look());
+        }
+        if !fds[0].revents().is_empty() || fds.get(3).is_some_and(|parent| !parent.revents().is_empty()) {
             return Ok(());
         }
         if fds[1].revents().is_empty() {

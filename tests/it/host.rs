@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use procession::{Pool, TaskErrorKind};
-use rustix::process::{Pid, Signal, getpgid};
+use rustix::process::{Pid, Signal, WaitOptions, getpgid};
 use serde::de::Deserializer;
 use serde::ser::{SerializeTuple, Serializer};
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,23 @@ fn it_may_ignore_the_end_of_its_children() {
         // The system keeps no status then.
         assert_eq!(lost.exit_status(), None);
         assert!(lost.to_string().contains("did not tell how it ended"), "{lost}");
+    });
+}
+
+#[test]
+fn it_may_wait_for_any_child() {
+    alone("host::it_may_wait_for_any_child", || {
+        std::thread::spawn(|| {
+            loop {
+                // Where there is no child to wait for, one may come.
+                if rustix::process::wait(WaitOptions::empty()).is_err() {
+                    std::thread::park_timeout(Duration::from_micros(100));
+                }
+            }
+        });
+        for _ in 0..5 {
+            runtime().block_on(works());
+        }
     });
 }
 
@@ -236,8 +254,8 @@ fn a_worker_has_only_its_own_descriptors() {
             };
             for pool in [first, second] {
                 let found = within(pool.apply(open, ())).await.unwrap();
-                // Three standard streams, the connection twice, the control socket.
-                assert_eq!(found.len(), 6, "{found:#?}");
+                // Three standard streams, the connection twice, the control socket, and what tells of the parent's end.
+                assert_eq!(found.len(), 7, "{found:#?}");
             }
         });
     });

@@ -38,6 +38,7 @@ mod shutdown;
 mod endings;
 mod host;
 mod signals;
+mod descendants;
 mod stats;
 mod second_reading;
 

@@ -10,12 +10,22 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a program may take.
 pub(crate) const FUSE: Duration = Duration::from_secs(30);
 /// How long a build may take, with others that have the same target directory.
 const BUILD_FUSE: Duration = Duration::from_secs(600);
+
+/// Looks at something that tells nobody when it changes, until `condition` holds.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < FUSE, "not within {FUSE:?}: {what}");
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
 
 /// What a program printed, and how it ended.
 #[derive(Debug)]
@@ -153,7 +163,11 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(path: &Path) -> Self {
-        let mut child = Command::new(path)
+        Self::start_command(&mut Command::new(path))
+    }
+
+    pub(crate) fn start_command(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -178,6 +192,16 @@ impl Running {
 
     pub(crate) fn say(&mut self, line: &str) {
         writeln!(self.stdin, "{line}").unwrap();
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub(crate) fn end(&mut self) {
+        eventually("the program ends", || self.child.try_wait().unwrap().is_some());
     }
 
     /// Kills it, and nobody else.

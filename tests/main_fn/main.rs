@@ -9,6 +9,7 @@ mod fixture;
 mod documented;
 mod entry;
 mod orphans;
+mod containers;
 mod auto_init;
 mod tasks;
 mod terminal;
@@ -21,6 +22,7 @@ fn main() {
         documented::trials(),
         entry::trials(),
         orphans::trials(),
+        containers::trials(),
         auto_init::trials(),
         tasks::trials(),
         terminal::trials_if_possible(),

@@ -1,0 +1,137 @@
+//! Children that this worker did not start: their parents have ended, and it is the one who waits for them.
+//!
+//! Nothing tells them from the children of a task, which the task's own code may wait for and must find. One sign is
+//! sure: nobody starts a process in a session other than his own, and a process changes it only by leading a new one. A
+//! child in a third session, as daemons are, was started by somebody else. Of the rest that has ended, a few are left for
+//! whoever may want their status, and no more than a few, once the task is over that they may belong to.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, getpid, getsid, pidfd_open, waitid};
+
+use crate::process::descendants::{Stat, can_see, children};
+
+/// Ended children of unknown descent that are kept behind the end of their task.
+const KEPT: usize = 64;
+/// Between two looks when there was nothing to be seen.
+const SELDOM: Duration = Duration::from_secs(5);
+/// Between two looks when there was something.
+const OFTEN: Duration = Duration::from_secs(1);
+
+/// Odd while tasks may run, the initializer among them, and even between them.
+static PHASE: AtomicU64 = AtomicU64::new(1);
+
+/// Nobody looks any more until this worker has a task again.
+static RESTS: AtomicBool = AtomicBool::new(false);
+/// What a resting undertaker is woken by.
+static WAKE: OnceLock<OwnedFd> = OnceLock::new();
+
+/// Takes note of whether tasks run here from now on.
+pub(super) fn tasks_run(run: bool) {
+    // The main thread alone changes it.
+    let phase = PHASE.load(Ordering::Relaxed);
+    if (phase % 2 == 1) == run {
+        return;
+    }
+    // In total order with what the undertaker does before it rests: it sees this, or is seen to rest.
+    PHASE.store(phase + 1, Ordering::SeqCst);
+    if run
+        && RESTS.load(Ordering::SeqCst)
+        && RESTS.swap(false, Ordering::SeqCst)
+        && let Some(wake) = WAKE.get()
+    {
+        // The counter can only be full, and then it is awake.
+        rustix::io::write(wake, &1_u64.to_ne_bytes()).ok();
+    }
+}
+
+/// Buries children that have ended and that no task waits for.
+#[derive(Debug, Default)]
+pub(super) struct Undertaker {
+    /// Ended children of unknown descent, by number and start, and when they were first seen.
+    kept: HashMap<(Pid, u64), u64>,
+}
+
+impl Undertaker {
+    /// A descriptor that is readable when there is reason to [look](Self::look) again after a rest.
+    pub(super) fn wake() -> io::Result<BorrowedFd<'static>> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(WAKE.get_or_init(|| wake).as_fd())
+    }
+
+    /// Looks once, and says when to look again: `None` where nothing can come before the next task.
+    pub(super) fn look(&mut self) -> Option<Duration> {
+        let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if !can_see() {
+            return self.rest();
+        }
+        match waitid(WaitId::All, any) {
+            Ok(Some(_)) => {}
+            Err(Errno::CHILD) => return self.rest(),
+            _ => {
+                self.kept.clear();
+                return Some(SELDOM);
+            }
+        }
+        let now = PHASE.load(Ordering::Relaxed);
+        let own_session = getsid(None).ok().map(Pid::as_raw_pid);
+        let mut ended = Vec::new();
+        for pid in children(getpid()) {
+            let Some(stat) = Stat::of(pid).filter(Stat::has_ended) else {
+                continue;
+            };
+            let is_adopted =
+                stat.session != pid.as_raw_pid() && own_session.is_some_and(|own| own != stat.session);
+            if is_adopted {
+                bury(pid, stat);
+            } else {
+                let since = self.kept.get(&(pid, stat.start)).copied().unwrap_or(now);
+                ended.push((pid, stat, since));
+            }
+        }
+        ended.sort_by_key(|&(_, stat, since)| (since, stat.start));
+        let spare = ended.len().saturating_sub(KEPT);
+        let is_over = |&(position, &(.., since)): &(usize, &(Pid, Stat, u64))| {
+            position < spare && (since < now || since % 2 == 0)
+        };
+        let over = ended.iter().enumerate().take_while(is_over).count();
+        for (pid, stat, _) in ended.drain(..over) {
+            bury(pid, stat);
+        }
+        self.kept = ended
+            .into_iter()
+            .map(|(pid, stat, since)| ((pid, stat.start), since))
+            .collect();
+        Some(OFTEN)
+    }
+
+    /// There is nobody to bury, and without a task nobody will be: an idle worker is not woken for it.
+    fn rest(&mut self) -> Option<Duration> {
+        self.kept.clear();
+        RESTS.store(true, Ordering::SeqCst);
+        let runs = PHASE.load(Ordering::SeqCst) % 2 == 1;
+        // A task may have come meanwhile, whose start has not seen the rest.
+        (runs && RESTS.swap(false, Ordering::SeqCst)).then_some(SELDOM)
+    }
+}
+
+/// Waits for a child that has ended, if it is still the one that was seen.
+fn bury(pid: Pid, seen: Stat) {
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
+    if Stat::of(pid) == Some(seen) {
+        waitid(
+            WaitId::PidFd(pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        )
+        .ok();
+    }
+}
