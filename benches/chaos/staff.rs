@@ -41,10 +41,10 @@ impl Staff {
         builder
             .env(MARK, mark())
             .env(starts::VARIABLE, starts_path)
-            .stdout(Output::lines(move |_, _| {
+            .stdout(Output::lines(move |_| {
                 out.lines.fetch_add(1, Relaxed);
             }))
-            .stderr(Output::lines(move |_, _| {
+            .stderr(Output::lines(move |_| {
                 err.lines.fetch_add(1, Relaxed);
             }))
             .on_worker_start(move |event| {

@@ -329,6 +329,10 @@ impl Shared {
                         if let Some(timeout) = payload.timeout() {
                             self.check_by(link, after(timeout));
                         }
+                        if payload.has_limits() {
+                            // An earlier try may have been stopped there.
+                            link.ledger.allow(id);
+                        }
                         if let Some(context) = payload.context() {
                             link.push(Parcel::Message(context), id);
                         }

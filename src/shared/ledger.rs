@@ -243,6 +243,21 @@ impl Ledger {
             .store(count.wrapping_add(1), Ordering::SeqCst);
     }
 
+    /// Parent: the task `id`, which was revoked, is about to come again. It has left the worker, and the worker has
+    /// heard of the revocation.
+    pub(crate) fn allow(&self, id: u64) {
+        if self.word(REVOCATIONS).load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let first = LANES + LANE * self.lanes;
+        for index in first..first + Self::revocable(self.lanes) {
+            if self.word(index).load(Ordering::Relaxed) == id {
+                // The frame that brings the task follows, and no task has this number.
+                self.word(index).store(0, Ordering::SeqCst);
+            }
+        }
+    }
+
     /// Worker: how often a task was revoked.
     pub(crate) fn revocations(&self) -> u64 {
         self.word(REVOCATIONS).load(Ordering::SeqCst)
@@ -376,6 +391,8 @@ mod tests {
         assert!(worker.is_revoked(7));
         parent.revoke(8);
         assert!(worker.is_revoked(8) && !worker.is_revoked(7));
+        parent.allow(8);
+        assert!(worker.is_revoked(100) && !worker.is_revoked(8));
         assert_eq!((worker.started(), worker.unsent(0)), (vec![], vec![]));
     }
 

@@ -39,6 +39,7 @@ mod endings;
 mod host;
 mod signals;
 mod descendants;
+mod soak;
 mod stats;
 mod second_reading;
 
