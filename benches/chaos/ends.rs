@@ -102,7 +102,7 @@ async fn use_and_end(load: &Load, site: Site, way: usize, random: &mut Random) {
     let mut calls = Vec::new();
     for _ in 0..random.within(0..40) {
         let order = load.order(random, &site, false);
-        let entry = load.tally.enter(&order, Class::Async, 0, may);
+        let entry = load.tally.enter(site.name, &order, Class::Async, 0, may);
         calls.push((entry, site.pool.apply_async(perform, order)));
     }
     let pause = random.micros(0..30_000);
@@ -136,7 +136,7 @@ async fn use_and_end(load: &Load, site: Site, way: usize, random: &mut Random) {
             ];
             for _ in 0..20 {
                 let order = load.order(random, &site, false);
-                let entry = load.tally.enter(&order, Class::Async, 0, may);
+                let entry = load.tally.enter(site.name, &order, Class::Async, 0, may);
                 calls.push((entry, site.pool.apply_async(perform, order)));
             }
             join_all(ends).await;

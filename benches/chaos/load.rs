@@ -151,7 +151,7 @@ impl Load {
         may: Outcomes,
     ) -> Vec<Entry> {
         let may = may.with(&[]);
-        let enter = |order: &Order| self.tally.enter(order, class, retries, may);
+        let enter = |order: &Order| self.tally.enter(site.name, order, class, retries, may);
         debug_assert!(retries >= site.retries, "a pool's own retries count for maps too");
         orders.iter().map(enter).collect()
     }
@@ -183,7 +183,9 @@ impl Load {
 
     async fn apply(&self, site: &Site, random: &mut Random) {
         let order = self.order(random, site, false);
-        let entry = self.tally.enter(&order, Class::Apply, site.retries, site.may);
+        let entry = self
+            .tally
+            .enter(site.name, &order, Class::Apply, site.retries, site.may);
         let result = if site.is_async && random.one_in(2) {
             site.pool.asynchronous().apply(perform_async, order).await
         } else {
@@ -195,7 +197,9 @@ impl Load {
     async fn dropped(&self, site: &Site, random: &mut Random) {
         // A blocking task that is dropped runs to its end where its worker has others too.
         let order = self.order(random, site, !site.is_async);
-        let entry = self.tally.enter(&order, Class::Dropped, site.retries, site.may);
+        let entry = self
+            .tally
+            .enter(site.name, &order, Class::Dropped, site.retries, site.may);
         let call = if site.is_async && random.one_in(2) {
             site.pool.asynchronous().apply(perform_async, order)
         } else {
@@ -215,9 +219,13 @@ impl Load {
             true => (true, Class::Aborted),
             false => (false, Class::Async),
         };
-        let entry = self
-            .tally
-            .enter(&order, class, site.retries, if aborts { may } else { site.may });
+        let entry = self.tally.enter(
+            site.name,
+            &order,
+            class,
+            site.retries,
+            if aborts { may } else { site.may },
+        );
         let mut handle = if site.is_async {
             site.pool.asynchronous().apply_async(perform_async, order)
         } else {
@@ -246,7 +254,9 @@ impl Load {
 
     fn detached(&self, site: &Site, random: &mut Random) {
         let order = self.order(random, site, false);
-        let entry = self.tally.enter(&order, Class::Detached, site.retries, site.may);
+        let entry = self
+            .tally
+            .enter(site.name, &order, Class::Detached, site.retries, site.may);
         let on_error = (Arc::clone(&self.tally), entry.clone());
         let on_value = (Arc::clone(&self.tally), entry);
         let handle = site
@@ -282,7 +292,7 @@ impl Load {
             may = may.with(&[Outcome::TimedOutQueued, Outcome::TimedOutRunning]);
             task = task.deadline(Instant::now() + random.micros(0..100_000));
         }
-        let entry = self.tally.enter(&order, Class::Options, retries, may);
+        let entry = self.tally.enter(site.name, &order, Class::Options, retries, may);
         let result = if random.one_in(2) {
             task.await
         } else {
@@ -294,7 +304,9 @@ impl Load {
     async fn try_apply(&self, site: &Site, random: &mut Random) {
         let order = self.order(random, site, false);
         let id = order.id;
-        let entry = self.tally.enter(&order, Class::Try, site.retries, site.may);
+        let entry = self
+            .tally
+            .enter(site.name, &order, Class::Try, site.retries, site.may);
         match site.pool.try_apply(perform, order) {
             Ok(handle) => self.tally.settle(&entry, &handle.await),
             Err(TryApplyError::QueueFull(order)) if order.id == id && site.is_bounded => {
@@ -355,7 +367,12 @@ impl Load {
         let orders = self.elements(random, site);
         let retries = site.retries + random.within(0..2) as u32;
         let mut may = site.may;
-        let mut map = site.pool.map(perform, orders.clone()).retries(retries);
+        let mut map = if site.is_async && random.one_in(2) {
+            site.pool.asynchronous().map(perform_async, orders.clone())
+        } else {
+            site.pool.map(perform, orders.clone())
+        };
+        map = map.retries(retries);
         if random.one_in(2) {
             map = map.chunk_size(random.within(1..60) as usize);
         }

@@ -132,6 +132,7 @@ impl Outcomes {
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) id: u64,
+    site: &'static str,
     class: Class,
     action: Action,
     seed: u64,
@@ -145,6 +146,7 @@ impl fmt::Debug for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             id,
+            site,
             class,
             action,
             retries,
@@ -153,7 +155,7 @@ impl fmt::Debug for Entry {
         } = self;
         write!(
             f,
-            "task {id} ({class:?}, {action:?}, {retries} retries, may end as {may:?})"
+            "task {id} ({site}, {class:?}, {action:?}, {retries} retries, may end as {may:?})"
         )
     }
 }
@@ -209,7 +211,14 @@ impl Tally {
 
     /// A task is about to be submitted, which may end in these ways, or as its action and other people's violence
     /// make it.
-    pub(crate) fn enter(&self, order: &Order, class: Class, retries: u32, may: Outcomes) -> Entry {
+    pub(crate) fn enter(
+        &self,
+        site: &'static str,
+        order: &Order,
+        class: Class,
+        retries: u32,
+        may: Outcomes,
+    ) -> Entry {
         let slot = slot(order.id);
         self.look_back(slot);
         if !self.starts.clear(slot) {
@@ -228,6 +237,7 @@ impl Tally {
         }
         Entry {
             id: order.id,
+            site,
             class,
             action: order.action,
             seed: order.seed,

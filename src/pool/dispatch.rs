@@ -13,7 +13,7 @@ use super::builder::Config;
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
 use super::keeper::{Due, Start};
-use super::link::{Link, Parcel};
+use super::link::{Link, Overdue, Parcel};
 use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State};
 use super::stats::{Latencies, WorkerStats, WorkerStatus};
 use super::timers::{Timers, after};
@@ -454,8 +454,8 @@ impl Shared {
             });
         }
         for (call, element) in core.state.lost(worker, &started) {
-            let cause = match link.overdue(call.id()) {
-                Some(limit) => Cause::TimedOut {
+            let cause = match link.take_overdue(call.id()) {
+                Some(Overdue { limit, .. }) => Cause::TimedOut {
                     limit,
                     ran: Some((link.number, link.pid)),
                 },
@@ -751,11 +751,20 @@ impl Core {
                     .first_chunk::<8>()
                     .ok_or("sent a chunk's end without a run time")?;
                 let run_time = Duration::from_nanos(u64::from_le_bytes(*nanoseconds));
+                let overdue = link.take_overdue(id);
                 if let Some(call) = self.answered(link, id, Some(run_time), now)? {
                     if !call.is_chunk() {
                         return Err(format!("answered task {id} as if it were a chunk"));
                     }
                     let reply = if kind == kind::CHUNK_STOPPED {
+                        if let Some(Overdue { element, limit }) = overdue
+                            && !call.has_finished(element)
+                        {
+                            // Dropped at an await.
+                            let ran = Some((link.number, link.pid));
+                            self.fail(link, call, element, Cause::TimedOut { limit, ran }, done);
+                            return Ok(());
+                        }
                         match call.unfinished() {
                             Ok(rest) => {
                                 self.resubmit(rest, done);

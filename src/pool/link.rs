@@ -4,6 +4,7 @@
 //! One writes at a time, the rest leave their frames in the outbox. What the socket does not take at once, and what
 //! comes back, is the business of one future per worker ([`drive`]).
 
+use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -86,7 +87,14 @@ pub(crate) struct Link {
     began: Instant,
     watch: Mutex<Watch>,
     /// Chunks whose element ran out of time.
-    overdue: Mutex<Vec<(u64, TimeLimit)>>,
+    overdue: Mutex<HashMap<u64, Overdue>>,
+}
+
+/// An element of a chunk that has run out of time, and which time that was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overdue {
+    pub(crate) element: u64,
+    pub(crate) limit: TimeLimit,
 }
 
 /// What a link is made of.
@@ -192,19 +200,15 @@ impl Link {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which time was up of a chunk that was stopped for it.
-    pub(crate) fn overdue(&self, id: u64) -> Option<TimeLimit> {
-        let overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
-        overdue
-            .iter()
-            .rev()
-            .find(|(late, _)| *late == id)
-            .map(|&(_, limit)| limit)
+    /// Why a chunk was stopped, once: what is left of it may come back to this worker under the same number.
+    pub(crate) fn take_overdue(&self, id: u64) -> Option<Overdue> {
+        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
+        overdue.remove(&id)
     }
 
-    pub(crate) fn set_overdue(&self, id: u64, limit: TimeLimit) {
-        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
-        overdue.push((id, limit));
+    pub(crate) fn set_overdue(&self, id: u64, overdue: Overdue) {
+        let mut all = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id, overdue);
     }
 
     /// Puts something into the outbox; `true` when enough waits there to be sent by who is here.

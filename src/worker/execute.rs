@@ -142,9 +142,14 @@ pub(super) async fn run_chunk(
         }
         replies.push_record(id, &record)?;
     }
+    Ok(chunk_reply(end, task.began))
+}
+
+/// The end of a chunk, all of whose records have been given, that began at `began`.
+pub(super) fn chunk_reply(end: u8, began: u64) -> Reply {
     let mut bytes = Outgoing::buffer(8);
-    bytes.extend_from_slice(&clock().saturating_sub(task.began).to_le_bytes());
-    Ok(Outgoing::new(end, bytes, Vec::new()))
+    bytes.extend_from_slice(&clock().saturating_sub(began).to_le_bytes());
+    Outgoing::new(end, bytes, Vec::new())
 }
 
 /// Polls an async task with its panics caught and the descriptors in its result collected.

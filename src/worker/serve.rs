@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use super::adopted;
 use super::cancel;
 use super::enter::die;
-use super::execute::{Limits, Prepared, Reply, failure_reply, run_chunk, run_single};
+use super::execute::{Limits, Prepared, Reply, chunk_reply, failure_reply, run_chunk, run_single};
 use super::footprint::Footprint;
 use super::inbox::{Inbox, Next};
 use super::memory;
@@ -183,6 +183,7 @@ async fn run_lane(
     lane: usize,
 ) -> (usize, u64, io::Result<Reply>) {
     let id = message.id;
+    let is_chunk = kind::is_chunk(message.kind);
     let task = match Prepared::new(message, began) {
         Ok(task) => task,
         Err((_, reply)) => return (lane, id, Ok(reply)),
@@ -196,6 +197,8 @@ async fn run_lane(
     let task = Abortable::new(run(task, limits, replies, lane), registration);
     let reply = match cancel::in_lane(lane, task).await {
         Ok(reply) => reply,
+        // The parent knows which element it was that was dropped half-way.
+        Err(_) if is_chunk => Ok(chunk_reply(kind::CHUNK_STOPPED, began)),
         Err(_) => Ok(failure_reply(&Failure::Cancelled)),
     };
     (lane, id, reply)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use procession::{TaskErrorKind, TimeoutPhase, worker};
+use procession::{Pool, TaskErrorKind, TimeoutPhase, worker};
 
 use crate::fuse::within;
 use crate::scene::pool;
@@ -47,4 +47,36 @@ async fn the_rest_of_a_chunk_is_done_by_the_worker_that_ended_its_first_element(
         .map(|result| result.unwrap())
         .collect();
     assert_eq!(rest, (1..10).collect::<Vec<_>>());
+}
+
+async fn the_first_never_ends(n: u32) -> u32 {
+    if n == 0 {
+        std::future::pending::<()>().await;
+    }
+    n
+}
+
+#[tokio::test]
+async fn an_async_element_that_runs_out_of_time_costs_itself_alone() {
+    let builder = Pool::builder().workers(1).tasks_per_worker(2);
+    let pool = within(builder.build()).await.unwrap();
+    for retries in [0, 2] {
+        let map = pool
+            .asynchronous()
+            .map(the_first_never_ends, 0..10)
+            .chunk_size(10)
+            .retries(retries);
+        let mut results = within(map.timeout(Duration::from_millis(5)).collect_results()).await;
+        let error = results.remove(0).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            TaskErrorKind::TimedOut(TimeoutPhase::Running),
+            "{error}"
+        );
+        assert_eq!(error.attempts().len(), retries as usize);
+        let rest: Vec<u32> = results.into_iter().map(|result| result.unwrap()).collect();
+        assert_eq!(rest, (1..10).collect::<Vec<_>>());
+    }
+    // It did not cost the worker.
+    assert_eq!(pool.stats().restarts, 0);
 }
