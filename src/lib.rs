@@ -41,9 +41,9 @@
 //!
 //! **Processes.** A worker is the running program, started again through `/proc/self/exe` with the same arguments and
 //! environment, and one more variable, `PROCESSION_WORKER`, by which [`init`] knows it. It leads a process group of its
-//! own, which is killed as a whole when the worker ends, whatever the cause. It has a program name and a number in
-//! `ps`. A worker whose parent has died sees the end of its connection, while it runs a task too, and kills its
-//! group.
+//! own, which is killed as a whole when the worker ends, whatever the cause, with all that the tasks started and that
+//! left the group. It has a program name and a number in `ps`. A worker whose parent has died sees the end of its
+//! connection, while it runs a task too, and ends with what it started.
 //!
 //! **Threads.** The parent has one thread, `procession`, for all its pools, which starts, watches and reaps workers,
 //! with helpers of the same name while workers are started; for each pool one thread that hears what its workers
@@ -77,7 +77,10 @@
 //! - Queues have no bound unless [`queue_capacity`](PoolBuilder::queue_capacity) sets one.
 //! - A worker shares no memory with the parent: what `main` sets up behind [`init`] does not exist there. Use
 //!   [`initializer`](PoolBuilder::initializer).
-//! - Linux 5.3 or later, with `/proc`; x86-64 and AArch64.
+//! - A worker adopts what is orphaned below it, so that it can be found and ended: a task that waits for *any* child may
+//!   meet some that it did not start.
+//! - Linux 5.3 or later; x86-64 and AArch64. Without `/proc`, what a task started and left its worker's process group is
+//!   not found.
 //!
 //! # Features
 //!
