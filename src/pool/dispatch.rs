@@ -244,8 +244,18 @@ impl Shared {
             .as_ref()
             .is_some_and(|link| call.is_chunk() || self.may_end(link));
         let cancelled = state.cancel(call.priority, id, polite);
+        let mut cause = cause;
         if let (Cancelled::InFlight(_), Some(link)) = (&cancelled, &link) {
             self.ask_to_end(link, id, polite);
+            if let Cause::TimedOut {
+                limit: TimeLimit::Deadline,
+                ran: ran @ None,
+            } = &mut cause
+                && link.ledger.started().iter().any(|started| started.id == id)
+            {
+                // It started just before it was told not to.
+                *ran = Some((link.number, link.pid));
+            }
         }
         self.act(core);
         match cancelled {

@@ -104,6 +104,15 @@ impl Shared {
 
     /// A task's time to wait is up, or its deadline has come.
     fn expire(&self, call: &Arc<Call>) {
+        let link = {
+            let core = self.lock();
+            let at = core.state.worker_of(call.id());
+            at.and_then(|worker| core.links[worker].clone())
+        };
+        if let Some(link) = link {
+            // What has been answered in time counts, whether or not somebody has read it yet.
+            link.read_all(self);
+        }
         let core = self.lock();
         let now = Instant::now();
         let at = core.state.worker_of(call.id());

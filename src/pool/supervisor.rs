@@ -104,14 +104,19 @@ pub(crate) async fn supervise(shared: Arc<Shared>, services: Arc<Services>, orde
     }
     match start(&shared, &services, worker, number).await {
         Ok((child, link)) => {
-            if attach(&shared, &services, &link) {
+            let is_attached = attach(&shared, &services, &link);
+            if is_attached {
                 shared.config.worker_started(number, link.pid);
                 // Whoever built the pool may have stopped waiting.
                 services.tell_builder(worker, Ok(()));
             } else {
                 link.killer.kill();
             }
-            run(&shared, &services, child, &link).await;
+            let loss = run(&shared, &services, child, &link).await;
+            if is_attached {
+                shared.config.worker_exited(&loss);
+            }
+            link.memory.bury().await;
         }
         Err(error) => {
             let (failures, has_live_worker) = {
@@ -436,7 +441,7 @@ fn attach(shared: &Arc<Shared>, services: &Services, link: &Arc<Link>) -> bool {
 }
 
 /// Waits for the worker's end and clears up after it.
-async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link>) {
+async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link>) -> WorkerLoss {
     let ending = child.wait();
     tokio::pin!(ending);
     let status = tokio::select! {
@@ -476,8 +481,7 @@ async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link
         stderr,
     };
     shared.lost(link, &loss);
-    shared.config.worker_exited(&loss);
-    link.memory.bury().await;
+    loss
 }
 
 /// Kills a worker that has not ended by itself.
