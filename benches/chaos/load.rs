@@ -86,7 +86,11 @@ impl Load {
             if site.has_memory_limit && random.one_in(3) {
                 Action::Hog
             } else {
-                *random.pick(&violent).unwrap_or(&Action::Exit)
+                match random.pick(&violent) {
+                    // The runtime of async tasks, which has descriptors of its own, would panic in another's.
+                    Some(Action::CloseFiles) if site.is_async => Action::Abort,
+                    action => action.copied().unwrap_or(Action::Exit),
+                }
             }
         } else {
             match random.within(0..40) {

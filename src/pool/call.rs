@@ -451,11 +451,6 @@ impl Call {
         self.rest(finished.saturating_sub(base), Vec::new())
     }
 
-    /// Whether an element of this chunk has an outcome.
-    pub(crate) fn has_finished(self: &Arc<Self>, element: u64) -> bool {
-        self.finished() > self.base() + element
-    }
-
     /// Where this chunk begins in the one that somebody waits for.
     fn base(&self) -> u64 {
         self.origin.as_ref().map_or(0, |&(_, from)| from)

@@ -13,7 +13,7 @@ use super::builder::Config;
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
 use super::keeper::{Due, Start};
-use super::link::{Link, Overdue, Parcel};
+use super::link::{Link, Parcel};
 use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State};
 use super::stats::{Latencies, WorkerStats, WorkerStatus};
 use super::timers::{Timers, after};
@@ -260,7 +260,15 @@ impl Shared {
         self.act(core);
         match cancelled {
             Cancelled::Queued(call) | Cancelled::InFlight(call) => {
-                call.complete(Err(call.error(cause)), &self.callbacks);
+                let is_late = matches!(cause, Cause::TimedOut { .. });
+                let error = call.error(cause);
+                let outcome = if is_late && call.is_chunk() {
+                    // It may be what another worker has left of it.
+                    Ok(call.lose_rest(&error))
+                } else {
+                    Err(error)
+                };
+                call.complete(outcome, &self.callbacks);
             }
             Cancelled::Unknown => {}
         }
@@ -465,7 +473,7 @@ impl Shared {
         }
         for (call, element) in core.state.lost(worker, &started) {
             let cause = match link.take_overdue(call.id()) {
-                Some(Overdue { limit, .. }) => Cause::TimedOut {
+                Some(limit) => Cause::TimedOut {
                     limit,
                     ran: Some((link.number, link.pid)),
                 },
@@ -767,10 +775,9 @@ impl Core {
                         return Err(format!("answered task {id} as if it were a chunk"));
                     }
                     let reply = if kind == kind::CHUNK_STOPPED {
-                        if let Some(Overdue { element, limit }) = overdue
-                            && !call.has_finished(element)
-                        {
-                            // Dropped at an await.
+                        let dropped = body.get(8..).and_then(<[u8]>::first_chunk);
+                        if let (Some(element), Some(limit)) = (dropped, overdue) {
+                            let element = u64::from_le_bytes(*element);
                             let ran = Some((link.number, link.pid));
                             self.fail(link, call, element, Cause::TimedOut { limit, ran }, done);
                             return Ok(());

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use super::call::{Call, Outcome};
 use super::dispatch::{Core, Shared};
 use super::in_flight::Stop;
-use super::link::{Link, Overdue};
+use super::link::Link;
 use super::supervisor::{Services, supervise};
 use super::timers::after;
 use crate::error::{Cause, TimeLimit};
@@ -198,12 +198,8 @@ impl Shared {
         let mut overdue = Vec::new();
         for (id, call) in core.state.tasks_at(worker) {
             let since = started.iter().find(|started| started.id == id);
-            let late = |limit| Overdue {
-                element: since.map_or(0, |started| started.element),
-                limit,
-            };
             if since.is_some() && call.is_late(now) {
-                overdue.push((id, Arc::clone(call), late(TimeLimit::Deadline)));
+                overdue.push((id, Arc::clone(call), TimeLimit::Deadline));
                 continue;
             }
             let Some(timeout) = call.timeout() else { continue };
@@ -212,14 +208,14 @@ impl Shared {
                 Duration::from_nanos(ticks.saturating_sub(started.since).saturating_sub(stood_still))
             });
             if ran >= timeout {
-                overdue.push((id, Arc::clone(call), late(TimeLimit::Timeout(timeout))));
+                overdue.push((id, Arc::clone(call), TimeLimit::Timeout(timeout)));
             } else {
                 let end = after(timeout.saturating_sub(ran));
                 next = next.into_iter().chain([end]).min();
             }
         }
-        for (id, call, late) in overdue {
-            self.stop_late(&mut core, &link, id, call, late, &mut done);
+        for (id, call, limit) in overdue {
+            self.stop_late(&mut core, &link, id, call, limit, &mut done);
         }
         self.act(core);
         if let Some(next) = next {
@@ -241,7 +237,7 @@ impl Shared {
         link: &Link,
         id: u64,
         call: Arc<Call>,
-        late: Overdue,
+        limit: TimeLimit,
         done: &mut Vec<(Arc<Call>, Outcome)>,
     ) {
         let polite = self.may_end(link);
@@ -257,12 +253,12 @@ impl Shared {
         self.ask_to_end(link, id, polite);
         if settled {
             let cause = Cause::TimedOut {
-                limit: late.limit,
+                limit,
                 ran: Some((link.number, link.pid)),
             };
             core.fail(link, call, 0, cause, done);
         } else {
-            link.set_overdue(id, late);
+            link.set_overdue(id, limit);
         }
     }
 

@@ -87,14 +87,7 @@ pub(crate) struct Link {
     began: Instant,
     watch: Mutex<Watch>,
     /// Chunks whose element ran out of time.
-    overdue: Mutex<HashMap<u64, Overdue>>,
-}
-
-/// An element of a chunk that has run out of time, and which time that was.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Overdue {
-    pub(crate) element: u64,
-    pub(crate) limit: TimeLimit,
+    overdue: Mutex<HashMap<u64, TimeLimit>>,
 }
 
 /// What a link is made of.
@@ -200,15 +193,15 @@ impl Link {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why a chunk was stopped, once: what is left of it may come back to this worker under the same number.
-    pub(crate) fn take_overdue(&self, id: u64) -> Option<Overdue> {
+    /// Which time was up of a chunk that was stopped for it, once: what is left of it may come back to this worker under the same number.
+    pub(crate) fn take_overdue(&self, id: u64) -> Option<TimeLimit> {
         let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
         overdue.remove(&id)
     }
 
-    pub(crate) fn set_overdue(&self, id: u64, overdue: Overdue) {
-        let mut all = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(id, overdue);
+    pub(crate) fn set_overdue(&self, id: u64, limit: TimeLimit) {
+        let mut overdue = self.overdue.lock().unwrap_or_else(PoisonError::into_inner);
+        overdue.insert(id, limit);
     }
 
     /// Puts something into the outbox; `true` when enough waits there to be sent by who is here.

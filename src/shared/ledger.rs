@@ -170,6 +170,11 @@ impl Ledger {
         self.word(LANES + LANE * lane).load(Ordering::Acquire)
     }
 
+    /// Worker: the element at which the chunk is that runs in `lane`.
+    pub(crate) fn element_in(&self, lane: usize) -> u64 {
+        self.word(LANES + LANE * lane + 1).load(Ordering::Relaxed)
+    }
+
     /// Worker: its tasks ask whether they are cancelled.
     pub(crate) fn listen(&self) {
         self.word(LISTENS).store(1, Ordering::Relaxed);

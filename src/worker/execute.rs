@@ -142,13 +142,15 @@ pub(super) async fn run_chunk(
         }
         replies.push_record(id, &record)?;
     }
-    Ok(chunk_reply(end, task.began))
+    Ok(chunk_reply(end, task.began, None))
 }
 
-/// The end of a chunk, all of whose records have been given, that began at `began`.
-pub(super) fn chunk_reply(end: u8, began: u64) -> Reply {
-    let mut bytes = Outgoing::buffer(8);
+/// The end of a chunk, all of whose records have been given, that began at `began`, and the element that was dropped
+/// half-way.
+pub(super) fn chunk_reply(end: u8, began: u64, dropped: Option<u64>) -> Reply {
+    let mut bytes = Outgoing::buffer(16);
     bytes.extend_from_slice(&clock().saturating_sub(began).to_le_bytes());
+    bytes.extend(dropped.map(u64::to_le_bytes).into_iter().flatten());
     Outgoing::new(end, bytes, Vec::new())
 }
 

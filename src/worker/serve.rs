@@ -197,8 +197,10 @@ async fn run_lane(
     let task = Abortable::new(run(task, limits, replies, lane), registration);
     let reply = match cancel::in_lane(lane, task).await {
         Ok(reply) => reply,
-        // The parent knows which element it was that was dropped half-way.
-        Err(_) if is_chunk => Ok(chunk_reply(kind::CHUNK_STOPPED, began)),
+        Err(_) if is_chunk => {
+            let dropped = replies.ledger().element_in(lane);
+            Ok(chunk_reply(kind::CHUNK_STOPPED, began, Some(dropped)))
+        }
         Err(_) => Ok(failure_reply(&Failure::Cancelled)),
     };
     (lane, id, reply)
