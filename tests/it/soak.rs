@@ -1,11 +1,13 @@
 //! What the soak (`cargo bench --bench chaos`) has found.
 
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use procession::{Pool, TaskErrorKind, TimeoutPhase, worker};
+use procession::{Pool, TaskError, TaskErrorKind, TimeoutPhase, worker};
 
-use crate::fuse::within;
-use crate::scene::pool;
+use crate::fuse::{eventually, within};
+use crate::gate::{gate, wait_at};
+use crate::scene::{Scratch, pool};
 
 fn until_cancelled((): ()) {
     while !worker::cancelled() {
@@ -79,4 +81,48 @@ async fn an_async_element_that_runs_out_of_time_costs_itself_alone() {
     }
     // It did not cost the worker.
     assert_eq!(pool.stats().restarts, 0);
+}
+
+/// The second element waits until a file is there, and ends its worker.
+fn the_second_exits((n, began, go): (u32, PathBuf, PathBuf)) -> u32 {
+    if n == 1 {
+        std::fs::write(began, "").unwrap();
+        while !go.exists() {
+            std::thread::yield_now();
+        }
+        std::process::exit(3);
+    }
+    n
+}
+
+#[tokio::test]
+async fn a_deadline_between_two_tries_of_a_chunk_leaves_it_the_values_that_it_has() {
+    let files = [Scratch::new(), Scratch::new()];
+    let [began, go] = files.each_ref().map(|file| PathBuf::from(file.path()));
+    let pool = pool(1).await;
+    let elements: Vec<_> = (0..3).map(|n| (n, began.clone(), go.clone())).collect();
+    // So long that the second element is reached in time on a machine that is busy.
+    let map = pool
+        .map(the_second_exits, elements)
+        .chunk_size(3)
+        .deadline(Instant::now() + Duration::from_secs(3));
+    let results = tokio::spawn(map.collect_results().into_future());
+    within(tokio::task::spawn_blocking(move || {
+        eventually("the second element", || began.exists())
+    }))
+    .await
+    .unwrap();
+    // The next worker is kept from what is left.
+    let (gate, argument) = gate();
+    let held = pool.task(wait_at, argument).priority(1).submit();
+    std::fs::write(&go, "").unwrap();
+    let results = within(results).await.unwrap();
+    let kinds: Vec<_> = results
+        .iter()
+        .map(|result| result.as_ref().map_err(TaskError::kind))
+        .collect();
+    let late = TaskErrorKind::TimedOut(TimeoutPhase::Queued);
+    assert_eq!(kinds, [Ok(&0), Err(TaskErrorKind::WorkerLost), Err(late)]);
+    gate.open();
+    within(held).await.unwrap();
 }
