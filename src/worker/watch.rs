@@ -100,7 +100,10 @@ fn watch(inbox: &Inbox, replies: &Replies, control: &OwnedFd, aborts: &Aborts) -
         match codec::decode(&buffer[..length]) {
             Ok(Control::Recall) => give_back(inbox, replies)?,
             Ok(Control::Abort(id)) => {
-                aborts.abort(id);
+                // One that comes late may be for an earlier try of the task, which has been allowed since.
+                if replies.ledger().is_revoked(id) {
+                    aborts.abort(id);
+                }
                 cancel::wake();
             }
             Err(message) => return Err(io::Error::new(io::ErrorKind::InvalidData, message)),
