@@ -410,6 +410,11 @@ impl Call {
         };
         // It comes from memory that the worker could write anything into.
         let element = element.min(count.saturating_sub(1));
+        let finished = self.finished().saturating_sub(self.base());
+        if finished > element {
+            // It ended between two elements: none is lost, and none may run twice.
+            return self.rest(finished, Vec::new());
+        }
         self.fail_until(element, &error);
         if element > 0 {
             // Failures so far are those of the first element; this one has none.
@@ -621,8 +626,38 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+    use crate::wire::codec::push_record;
 
     const FUSE: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn an_element_that_has_left_its_record_is_not_tried_again() {
+        let record = |record: &mut Vec<u8>| {
+            let pushed = push_record(record, |bytes| {
+                bytes.push(7);
+                Ok::<_, ()>(false)
+            });
+            assert_eq!(pushed, Ok(()));
+        };
+        for element in 0..3_u64 {
+            let mut bytes = Outgoing::buffer(0);
+            bytes.extend_from_slice(&0_u32.to_le_bytes());
+            bytes.extend_from_slice(&4_u32.to_le_bytes());
+            (0..4).for_each(|_| record(&mut bytes));
+            let mut call = Call::new(Outgoing::new(kind::CHUNK, bytes, Vec::new()), 0);
+            call.set_options(&TaskOptions {
+                retries: 2,
+                ..TaskOptions::default()
+            });
+            let call = Arc::new(call);
+            let mut parts = Vec::new();
+            (0..=element).for_each(|_| record(&mut parts));
+            call.push_part(parts);
+            let rest = call.lose_element(element, call.error(Cause::Cancelled)).unwrap();
+            assert_eq!((rest.base(), u64::from(rest.weight)), (element + 1, 3 - element));
+            assert!(rest.failures().is_empty());
+        }
+    }
 
     #[test]
     fn callbacks_of_two_jobs_leave_the_outcome_for_who_awaits_it() {
