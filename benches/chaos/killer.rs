@@ -1,7 +1,6 @@
 //! Who sends signals to workers, at random moments.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -32,7 +31,7 @@ impl Sent {
     pub(crate) fn table(&self) -> String {
         let mut table = String::new();
         for ((name, _), count) in SIGNALS.iter().zip(&self.0) {
-            let _ = write!(table, "{name} {}  ", count.load(Relaxed));
+            table += &format!("{name} {}  ", count.load(Relaxed));
         }
         table.trim_end().to_owned()
     }

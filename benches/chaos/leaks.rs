@@ -98,5 +98,5 @@ pub(crate) fn resident() -> u64 {
         .nth(1)
         .and_then(|pages| pages.parse().ok())
         .unwrap_or(0);
-    pages * rustix::param::page_size() as u64 >> 20
+    (pages * rustix::param::page_size() as u64) >> 20
 }

@@ -66,13 +66,14 @@ pub(crate) fn record(id: u64) {
         && file.read_exact_at(&mut count, slot(id)).is_ok()
     {
         // Two at once do not happen, for a second start comes after the first one's worker has died.
-        let _ = file.write_all_at(&[count[0].saturating_add(1)], slot(id));
+        file.write_all_at(&[count[0].saturating_add(1)], slot(id))
+            .unwrap_or_default();
     }
 }
 
 /// In a worker: somebody closes the file's descriptor, whatever its number.
 pub(crate) fn let_go() {
     if let Some(file) = FILE.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        let _ = file.into_raw_fd();
+        let _number = file.into_raw_fd();
     }
 }

@@ -1,6 +1,6 @@
 //! The books: every task is entered when it is made and settled once when it has ended.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -343,22 +343,22 @@ impl Tally {
             .filter(|&outcome| self.settled.iter().any(|class| class[outcome].load(Relaxed) > 0))
             .collect();
         for &outcome in &used {
-            let _ = write!(table, "{:>10}", OUTCOMES[outcome].0);
+            table += &format!("{:>10}", OUTCOMES[outcome].0);
         }
         for (class, name) in CLASSES.iter().enumerate() {
-            let _ = write!(table, "\n{name:20}{:>11}", self.entered[class].load(Relaxed));
+            table += &format!("\n{name:20}{:>11}", self.entered[class].load(Relaxed));
             for &outcome in &used {
-                let _ = write!(table, "{:>10}", self.settled[class][outcome].load(Relaxed));
+                table += &format!("{:>10}", self.settled[class][outcome].load(Relaxed));
             }
         }
-        let _ = write!(table, "\n{:20}{:>11}", "all", self.total_entered());
+        table += &format!("\n{:20}{:>11}", "all", self.total_entered());
         for &outcome in &used {
             let sum: u64 = self
                 .settled
                 .iter()
                 .map(|class| class[outcome].load(Relaxed))
                 .sum();
-            let _ = write!(table, "{sum:>10}");
+            table += &format!("{sum:>10}");
         }
         table
     }

@@ -150,8 +150,8 @@ fn act(order: &Order, time: Duration) {
         Action::Print => {
             let line = "words ".repeat((order.seed % 40) as usize);
             // Whether anybody listens is no concern of the task.
-            let _ = writeln!(std::io::stdout(), "{} says {line}", order.id);
-            let _ = writeln!(std::io::stderr(), "{} warns of {line}", order.id);
+            writeln!(std::io::stdout(), "{} says {line}", order.id).unwrap_or_default();
+            writeln!(std::io::stderr(), "{} warns of {line}", order.id).unwrap_or_default();
         }
         Action::Grandchild => {
             let mut sleeper = Command::new("sleep");
