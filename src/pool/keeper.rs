@@ -104,49 +104,36 @@ impl Shared {
 
     /// A task's time to wait is up, or its deadline has come.
     fn expire(&self, call: &Arc<Call>) {
-        let link = {
-            let core = self.lock();
-            let at = core.state.worker_of(call.id());
-            at.and_then(|worker| core.links[worker].clone())
+        let limit = match call.waited(Instant::now()) {
+            Ok(limit) => limit,
+            Err(Some(at)) => return call.watch(&self.timers, at),
+            Err(None) => return,
         };
-        if let Some(link) = link {
-            // What has been answered in time counts, whether or not somebody has read it yet.
+        let id = call.id();
+        let mut ran = None;
+        if let Some(link) = self.lock().link_of(id) {
+            let has_started = || link.ledger.started().iter().any(|started| started.id == id);
+            if has_started() {
+                return match call.deadline() {
+                    Some(deadline) if deadline <= Instant::now() => self.overrun(link.place, link.process),
+                    Some(deadline) => call.watch(&self.timers, deadline),
+                    None => {}
+                };
+            }
+            // From now on it does not start. If it has done so meanwhile, it is told to end.
+            link.ledger.revoke(id);
+            ran = has_started().then_some((link.number, link.pid));
+            // It may be over: what has been answered in time counts, whether or not somebody has read it yet.
             link.read_all(self);
         }
         let core = self.lock();
-        let now = Instant::now();
-        let at = core.state.worker_of(call.id());
-        let link = at.and_then(|worker| core.links[worker].clone());
-        let has_started = link.as_ref().is_some_and(|link| {
-            link.ledger
-                .started()
-                .iter()
-                .any(|started| started.id == call.id())
-        });
-        if let (true, Some(link)) = (has_started, link) {
-            match call.deadline() {
-                Some(deadline) if deadline <= now => {
-                    drop(core);
-                    self.overrun(link.place, link.process);
-                }
-                Some(deadline) => call.watch(&self.timers, deadline),
-                None => {}
-            }
-            return;
-        }
-        match call.waited(now) {
-            Ok(limit) => {
-                let cause = Cause::TimedOut { limit, ran: None };
-                if call.id() == 0 {
-                    // It waits for room, or is about to be submitted, which finds that it has ended.
-                    drop(core);
-                    call.complete(Err(call.error(cause)), &self.callbacks);
-                } else {
-                    self.end_call(core, call, cause);
-                }
-            }
-            Err(Some(at)) => call.watch(&self.timers, at),
-            Err(None) => {}
+        let cause = Cause::TimedOut { limit, ran };
+        if id == 0 {
+            // It waits for room, or is about to be submitted, which finds that it has ended.
+            drop(core);
+            call.complete(Err(call.error(cause)), &self.callbacks);
+        } else {
+            self.end_call(core, call, cause);
         }
     }
 
@@ -342,6 +329,11 @@ impl Shared {
 }
 
 impl Core {
+    /// The worker that a task was sent to and has not answered.
+    fn link_of(&self, id: u64) -> Option<Arc<Link>> {
+        self.links[self.state.worker_of(id)?].clone()
+    }
+
     /// The worker at an index, if it is still that process.
     fn link(&self, worker: usize, process: u64) -> Option<Arc<Link>> {
         let link = self.links.get(worker)?.as_ref()?;

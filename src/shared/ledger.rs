@@ -146,8 +146,8 @@ impl Ledger {
     pub(crate) fn start(&self, lane: usize, id: u64, now: u64) {
         self.word(LANES + LANE * lane + 1).store(0, Ordering::Relaxed);
         self.word(LANES + LANE * lane + 2).store(now, Ordering::Relaxed);
-        // Pairs with the Acquire in `started`: who sees the id sees the element and the time.
-        self.word(LANES + LANE * lane).store(id, Ordering::Release);
+        // Who sees the id sees the element and the time. In total order with revocations: see `Inbox::try_next`.
+        self.word(LANES + LANE * lane).store(id, Ordering::SeqCst);
     }
 
     /// Worker: the task in `lane` begins its element `element`, `now` where elements are timed.
@@ -167,7 +167,7 @@ impl Ledger {
 
     /// Worker: the task that runs in `lane`, 0 for none.
     pub(crate) fn current(&self, lane: usize) -> u64 {
-        self.word(LANES + LANE * lane).load(Ordering::Acquire)
+        self.word(LANES + LANE * lane).load(Ordering::SeqCst)
     }
 
     /// Worker: the element at which the chunk is that runs in `lane`.

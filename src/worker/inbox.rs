@@ -75,6 +75,7 @@ impl Inbox {
         }
         loop {
             if let Some((task, context)) = waiting.tasks.pop_front() {
+                let revocations = ledger.revocations();
                 if ledger.is_revoked(task.id) {
                     return Ok(Next::Revoked(task.id));
                 }
@@ -82,6 +83,11 @@ impl Inbox {
                 ledger.set_row(take_u32(&mut &task.body[..]).unwrap_or(u32::MAX));
                 let now = clock();
                 ledger.start(lane, task.id, now);
+                // The parent revokes and then looks what has started: it sees this, or this sees that.
+                if ledger.revocations() != revocations && ledger.is_revoked(task.id) {
+                    ledger.finish(lane);
+                    return Ok(Next::Revoked(task.id));
+                }
                 return Ok(Next::Task(task, now, context));
             }
             if waiting.shutdown {
