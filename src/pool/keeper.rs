@@ -111,7 +111,8 @@ impl Shared {
         };
         let id = call.id();
         let mut ran = None;
-        if let Some(link) = self.lock().link_of(id) {
+        let link = self.lock().link_of(id);
+        if let Some(link) = link {
             let has_started = || link.ledger.started().iter().any(|started| started.id == id);
             if has_started() {
                 return match call.deadline() {

@@ -41,6 +41,11 @@ mod signals;
 mod descendants;
 mod soak;
 mod stats;
+mod times;
+mod cancelling;
+mod retries;
+mod no_waiting;
+mod recycling;
 mod second_reading;
 
 #[ctor::ctor(unsafe)]

@@ -288,14 +288,16 @@ async fn an_argument_of_many_megabytes_reaches_the_initializer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_initializer_that_fails_in_replacements_alone_fails_the_pool_and_every_task() {
+async fn an_initializer_that_fails_in_replacements_alone_fails_every_task_until_it_does_not() {
     let file = Scratch::new();
-    let initialize = |path: String| match std::fs::exists(&path) {
-        Ok(false) => {
+    let initialize = |path: String| match std::fs::read_to_string(&path).as_deref() {
+        // The first, and all of them once it is said so.
+        Err(_) => {
             append((path, "first".to_owned()));
             Ok(())
         }
-        _ => Err("only once".to_owned()),
+        Ok("first\nagain\n") => Ok(()),
+        Ok(_) => Err("only once".to_owned()),
     };
     let pool = within(quiet(1).initializer(initialize, file.path()).build())
         .await
@@ -306,17 +308,50 @@ async fn an_initializer_that_fails_in_replacements_alone_fails_the_pool_and_ever
     for handle in queued {
         let error = within(handle).await.unwrap_err();
         assert_eq!(error.kind(), TaskErrorKind::PoolFailed, "{error}");
-        assert!(error.is_pool_closed());
         assert!(error.source().unwrap().to_string().contains("only once"));
     }
     let error = within(pool.apply(same::<u32>, 1)).await.unwrap_err();
     assert_eq!(error.kind(), TaskErrorKind::PoolFailed);
-    assert!(matches!(
-        pool.try_apply(same::<u32>, 1),
-        Err(procession::TryApplyError::PoolClosed(1))
-    ));
-    assert!(!pool.is_open());
+    // The argument comes back.
+    assert_eq!(pool.try_apply(same::<u32>, 1).unwrap_err().into_inner(), 1);
+    assert!(pool.is_open(), "it goes on trying");
+    append((file.path(), "again".to_owned()));
+    eventually("a worker", || pids(&pool).len() == 1);
+    assert_eq!(within(pool.apply(same::<u32>, 1)).await.unwrap(), 1);
+    assert!(pool.try_apply(same::<u32>, 1).is_ok());
+    pool.close();
     within(pool.join()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_that_cannot_start_workers_ends_when_it_is_told_to() {
+    for terminates in [false, true] {
+        let initialize = |path: String| match std::fs::exists(&path) {
+            Ok(false) => {
+                append((path, "first".to_owned()));
+                Ok(())
+            }
+            _ => Err("only once".to_owned()),
+        };
+        let file = Scratch::new();
+        let pool = within(quiet(1).initializer(initialize, file.path()).build())
+            .await
+            .unwrap();
+        let fatal = pool.apply_async(|_: ()| -> u32 { std::process::abort() }, ());
+        within(fatal).await.unwrap_err();
+        let handle = pool.apply_async(same::<u32>, 1);
+        if terminates {
+            pool.terminate();
+        } else {
+            pool.close();
+        }
+        let kind = within(handle).await.unwrap_err().kind();
+        assert!(
+            matches!(kind, TaskErrorKind::PoolFailed | TaskErrorKind::PoolClosed),
+            "{kind:?}"
+        );
+        within(pool.join()).await.unwrap();
+    }
 }
 
 #[tokio::test]
