@@ -140,6 +140,14 @@ pub(super) async fn run_chunk(
         if let Err(failure) = result {
             push_failure(&mut record, &failure);
         }
+        let ledger = replies.ledger();
+        if ledger.revocations() != revocations {
+            revocations = ledger.revocations();
+            if ledger.is_revoked(id) {
+                // This element was meant: what it gave when it heard of that is no value.
+                return Ok(chunk_reply(kind::CHUNK_STOPPED, task.began, Some(element)));
+            }
+        }
         replies.push_record(id, &record)?;
     }
     Ok(chunk_reply(end, task.began, None))
