@@ -599,8 +599,9 @@ impl Core {
     fn admit(&self) -> Result<(), Cause> {
         self.state.admit().map_err(|refusal| self.refusal(refusal))?;
         match &self.failing {
-            Some(error) => Err(Cause::PoolFailed(error.clone())),
-            None => Ok(()),
+            Some(error) if self.state.is_starting() => Err(Cause::PoolFailed(error.clone())),
+            // A pool that needs no worker tries another start when a task comes, which has to wait for that.
+            _ => Ok(()),
         }
     }
 

@@ -56,6 +56,13 @@ impl<P: Clone> State<P> {
             .any(|worker| worker.is_up() || worker.state == WorkerState::Standby)
     }
 
+    /// Whether a worker is on its way.
+    pub(crate) fn is_starting(&self) -> bool {
+        self.workers
+            .iter()
+            .any(|worker| worker.state == WorkerState::Starting)
+    }
+
     /// Processes that are there, or on their way in or out.
     pub(crate) fn processes(&self) -> usize {
         self.count(|worker| worker.state != WorkerState::Gone)
