@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -106,6 +106,8 @@ struct Limits {
     queue_timeout: Option<Duration>,
     deadline: Option<Instant>,
     retries: u32,
+    /// It has run before, and waits for another try: it has not waited too long for its start.
+    begun: AtomicBool,
     /// Of earlier tries: those of the first element, where this is a chunk.
     failures: Mutex<Vec<TaskError>>,
     /// Until the task has ended.
@@ -188,6 +190,7 @@ impl Call {
             queue_timeout,
             deadline: deadline.into_iter().chain(end_of_life).min(),
             retries,
+            begun: AtomicBool::new(false),
             failures: Mutex::default(),
             expiry: Mutex::default(),
         };
@@ -246,6 +249,7 @@ impl Call {
                 queue_timeout: limits.queue_timeout,
                 deadline: limits.deadline,
                 retries: limits.retries,
+                begun: AtomicBool::new(true),
                 failures: Mutex::new(failures),
                 // The origin's holds for all of it.
                 expiry: Mutex::default(),
@@ -280,6 +284,7 @@ impl Call {
         }
         let longest = limits
             .queue_timeout
+            .filter(|_| !limits.begun.load(Ordering::Relaxed))
             .and_then(|timeout| Some((timeout, self.submitted.checked_add(timeout)?)));
         match longest {
             Some((timeout, end)) if end <= now => Ok(TimeLimit::QueueTimeout(timeout)),
@@ -288,6 +293,13 @@ impl Call {
                 .into_iter()
                 .chain(limits.deadline)
                 .min()),
+        }
+    }
+
+    /// Notes that it has started, if only for a try that failed.
+    pub(crate) fn set_begun(self: &Arc<Self>) {
+        if let Some(limits) = &self.target().limits {
+            limits.begun.store(true, Ordering::Relaxed);
         }
     }
 
@@ -432,6 +444,16 @@ impl Call {
                 self.rest(1, Vec::new())
             }
         }
+    }
+
+    /// `cause` as the end of the task, with its failures so far.
+    pub(crate) fn error_after_tries(&self, cause: Cause) -> TaskError {
+        let failures = if self.is_chunk {
+            Vec::new()
+        } else {
+            self.failures()
+        };
+        self.error(cause).after(failures)
     }
 
     fn failures(&self) -> Vec<TaskError> {

@@ -261,7 +261,7 @@ impl Shared {
         match cancelled {
             Cancelled::Queued(call) | Cancelled::InFlight(call) => {
                 let is_late = matches!(cause, Cause::TimedOut { .. });
-                let error = call.error(cause);
+                let error = call.error_after_tries(cause);
                 let outcome = if is_late && call.is_chunk() {
                     // It may be what another worker has left of it.
                     Ok(call.lose_rest(&error))
@@ -680,6 +680,7 @@ impl Core {
 
     /// Puts a task that must run again, or what is left of one, into the queue, if there is time.
     fn resubmit(&mut self, call: Arc<Call>, done: &mut Vec<(Arc<Call>, Outcome)>) {
+        call.set_begun();
         if call.is_chunk() && call.is_late(Instant::now()) {
             let error = call.error(Cause::TimedOut {
                 limit: TimeLimit::Deadline,
