@@ -82,8 +82,10 @@ fn stays((path, line): (String, String)) {
 /// Task: leaves a line and never ends, if that is its number.
 fn all_but((path, number, last): (String, u32, u32)) -> u32 {
     append((path, number.to_string()));
-    while number == last {
-        std::thread::park();
+    if number == last {
+        loop {
+            std::thread::park();
+        }
     }
     number
 }
@@ -494,7 +496,7 @@ async fn cancel_at_random(pool: Pool, count: u32, is_polite: bool, seed: u64) {
     let mut handles: Vec<_> = (0..count / 4).map(|n| task(n, numbers.next() % 2000)).collect();
     let mut never = HashSet::new();
     for (number, handle) in (0..).zip(&handles) {
-        if numbers.next() % 4 > 0 {
+        if !numbers.next().is_multiple_of(4) {
             handle.abort();
             never.insert(number);
         }
@@ -507,7 +509,7 @@ async fn cancel_at_random(pool: Pool, count: u32, is_polite: bool, seed: u64) {
     let mut aborted = never.clone();
     for number in count / 4..count {
         handles.push(task(number, numbers.next() % 2000));
-        if numbers.next() % 2 == 0 {
+        if numbers.next().is_multiple_of(2) {
             // One of the last, which runs, waits at a worker, in the queue, or has ended.
             let back = numbers.next() as usize % 40;
             if let Some(chosen) = handles.len().checked_sub(1 + back) {
