@@ -1,5 +1,6 @@
 //! A web service whose heavy work runs in a process pool, so that the server answers while work goes on, survives
-//! work that crashes, and stops work that nobody waits for. `POST /hash` hashes the password in its body with argon2;
+//! work that crashes, stops work that nobody waits for, and sends away what it has no room for, with a 503. `POST
+//! /hash` hashes the password in its body with argon2, as a `tower::Service` behind `load_shed` and a concurrency limit;
 //! `GET /mine/{bits}` looks for a number whose SHA-256 begins with so many zero bits, for hours if you let it;
 //! `GET /crash` writes where there is no memory; `GET /status` tells how the pool is.
 //!
@@ -16,11 +17,14 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{Router, get, post};
 use procession::signals::Interrupts;
-use procession::{AsyncResult, Pool};
+use procession::{AsyncResult, Pool, TaskService};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tower::limit::ConcurrencyLimit;
+use tower::load_shed::{LoadShed, error::Overloaded};
+use tower::{BoxError, ServiceBuilder, ServiceExt};
 
 // The tasks: plain functions, which run in worker processes.
 
@@ -52,10 +56,19 @@ fn crash(address: usize) {
 
 type Failure = (StatusCode, String);
 
-async fn hash_route(State(pool): State<Pool>, password: String) -> Result<String, Failure> {
-    run(&pool, hash, password)
-        .await?
-        .map_err(|message| (StatusCode::BAD_REQUEST, message))
+/// The task as a service: one that is not ready, because the queue or the limit is full, sheds the request.
+type Hash = LoadShed<ConcurrencyLimit<TaskService<String, Result<String, String>>>>;
+
+async fn hash_route(State(service): State<Hash>, password: String) -> Result<String, Failure> {
+    let hash = service.oneshot(password).await.map_err(|error: BoxError| {
+        let status = if error.is::<Overloaded>() {
+            StatusCode::SERVICE_UNAVAILABLE
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        (status, error.to_string())
+    })?;
+    hash.map_err(|message| (StatusCode::BAD_REQUEST, message))
 }
 
 async fn mine_route(State(pool): State<Pool>, Path(bits): Path<u32>) -> Result<String, Failure> {
@@ -115,8 +128,13 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or("127.0.0.1:3000".to_owned());
     // Two run, two wait, and whoever comes then is told so.
     let pool = Pool::builder().workers(2).queue_capacity(2).build().await?;
+    // Of the four, hashes take three at most: some room is left for the others.
+    let hash = ServiceBuilder::new()
+        .load_shed()
+        .concurrency_limit(3)
+        .service(pool.service(hash));
     let routes = Router::new()
-        .route("/hash", post(hash_route))
+        .route("/hash", post(hash_route).with_state(hash))
         .route("/mine/{bits}", get(mine_route))
         .route("/crash", get(crash_route))
         .route("/status", get(status_route))

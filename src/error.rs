@@ -183,7 +183,8 @@ pub enum TaskErrorKind {
     Decode,
     /// The argument or the result is over [`max_frame_size`](crate::PoolBuilder::max_frame_size).
     TooLarge,
-    /// The queue is at its bound.
+    /// The queue is at one of its bounds, [`queue_capacity`](crate::PoolBuilder::queue_capacity) or
+    /// [`queue_capacity_bytes`](crate::PoolBuilder::queue_capacity_bytes).
     QueueFull,
     /// The pool is closed or was terminated.
     PoolClosed,
@@ -259,9 +260,7 @@ pub(crate) enum Cause {
         size: Option<u64>,
         limit: u64,
     },
-    QueueFull {
-        capacity: usize,
-    },
+    QueueFull(QueueBound),
     PoolClosed {
         began: Option<bool>,
     },
@@ -279,6 +278,22 @@ pub(crate) enum TimeLimit {
     Timeout(Duration),
     QueueTimeout(Duration),
     Deadline,
+}
+
+/// What a queue has reached that takes no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QueueBound {
+    Tasks(usize),
+    Bytes(u64),
+}
+
+impl fmt::Display for QueueBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tasks(tasks) => write!(f, "queue_capacity is {tasks} tasks"),
+            Self::Bytes(bytes) => write!(f, "queue_capacity_bytes is {bytes} bytes"),
+        }
+    }
 }
 
 /// How a worker ended that was not told to.
@@ -335,7 +350,7 @@ impl TaskError {
             Cause::Encode(_) => TaskErrorKind::Encode,
             Cause::Decode(_) => TaskErrorKind::Decode,
             Cause::TooLarge { .. } => TaskErrorKind::TooLarge,
-            Cause::QueueFull { .. } => TaskErrorKind::QueueFull,
+            Cause::QueueFull(_) => TaskErrorKind::QueueFull,
             Cause::PoolClosed { .. } => TaskErrorKind::PoolClosed,
             Cause::PoolFailed(_) => TaskErrorKind::PoolFailed,
             Cause::RuntimeShutdown => TaskErrorKind::RuntimeShutdown,
@@ -540,12 +555,7 @@ impl fmt::Display for TaskError {
             } => {
                 write!(f, "`{task}`: {what} is over max_frame_size, {limit} bytes")
             }
-            Cause::QueueFull { capacity } => {
-                write!(
-                    f,
-                    "`{task}` was refused: the queue is full, {capacity} tasks wait"
-                )
-            }
+            Cause::QueueFull(bound) => write!(f, "`{task}` was refused: the queue is full: {bound}"),
             Cause::PoolClosed { began: None } => write!(f, "`{task}` was refused: the pool is closed"),
             Cause::PoolClosed { began: Some(false) } => {
                 write!(f, "the pool was terminated before `{task}` began")

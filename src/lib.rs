@@ -74,7 +74,8 @@
 //!   its own call, with the type's name.
 //! - An argument or a result has at most [`max_frame_size`](PoolBuilder::max_frame_size) bytes, 512 levels
 //!   of nesting, and 253 file descriptors ([`Fd`]).
-//! - Queues have no bound unless [`queue_capacity`](PoolBuilder::queue_capacity) sets one.
+//! - Queues have no bound unless [`queue_capacity`](PoolBuilder::queue_capacity) or
+//!   [`queue_capacity_bytes`](PoolBuilder::queue_capacity_bytes) sets one.
 //! - A worker shares no memory with the parent: what `main` sets up behind [`init`] does not exist there. Use
 //!   [`initializer`](PoolBuilder::initializer).
 //! - A worker adopts what is orphaned below it, so that it can be found and ended: a task that waits for *any* child may
@@ -87,6 +88,7 @@
 //! - `json` (default): `Json`, for types that postcard cannot carry.
 //! - `auto-init`: [`init`] runs in a constructor before `main`. For test binaries, as a dev-dependency feature.
 //! - `progress`: [`Progress`] for `indicatif::ProgressBar`.
+//! - `tower`: `TaskService`, a `tower::Service` over a pool.
 //! - `tracing`: `PoolBuilder::tracing` has spans and events of tasks emitted again in the parent, and `Output::tracing`
 //!   makes events of what workers print.
 
@@ -124,6 +126,8 @@ pub use crate::pool::imap::Imap;
 pub use crate::pool::map::{CollectResults, IterSource, Map, MapFuture, Source, StreamSource};
 pub use crate::pool::progress::Progress;
 pub use crate::pool::result::{Apply, AsyncResult, Task};
+#[cfg(feature = "tower")]
+pub use crate::pool::service::TaskService;
 pub use crate::pool::stats::{Latency, Stats, WorkerStats, WorkerStatus};
 pub use crate::process::output::{Line, Output, OutputStream};
 pub use crate::task::arguments::{Row, StarFn};

@@ -326,6 +326,8 @@ fn axum_service() {
         service.until(|status| status["in_flight"] == running && status["queued"] == queued);
     }
     let (status, cause) = service.request("POST", "/hash", "secret");
+    assert_eq!((status, cause.as_str()), (503, "service overloaded"));
+    let (status, cause) = service.request("GET", "/mine/8", "");
     assert_eq!((status, cause.as_str()), (503, "the queue is full"));
 
     // Clients that go away take their tasks with them: nothing runs, nothing waits, and two workers are new.
@@ -346,6 +348,54 @@ fn axum_service() {
     service.interrupt();
     let (status, nonce) = answer(&mut request);
     assert_eq!(status, 200, "{nonce}");
+    assert_eq!(service.end(), "draining\ndrained\n");
+}
+
+#[test]
+fn axum_service_sends_away_what_it_has_no_room_for() {
+    let service = Service::start();
+    // One place is left of four, and forty want it. Each brings a mebibyte.
+    let mut mines = Vec::new();
+    for (running, queued) in [(1, 0), (2, 0), (2, 1)] {
+        mines.push(service.open("GET", "/mine/256", ""));
+        service.until(|status| status["in_flight"] == running && status["queued"] == queued);
+    }
+    let password = "x".repeat(1 << 20);
+    let mut waiting = service.open("POST", "/hash", &password);
+    service.until(|status| status["queued"] == 2);
+    let shed = || {
+        let mut requests: Vec<_> = (0..40)
+            .map(|_| service.open("POST", "/hash", &password))
+            .collect();
+        for request in &mut requests {
+            let answer = answer(request);
+            assert_eq!(answer, (503, "service overloaded".to_owned()));
+        }
+    };
+    shed();
+    let before = service.resident_memory();
+    for _ in 0..10 {
+        shed();
+    }
+    let grown = service.resident_memory().saturating_sub(before);
+    assert!(grown < 40 << 20, "{grown} bytes more, after 400 MiB of requests");
+
+    // The one is answered when there is a worker for it.
+    drop(mines);
+    let (status, hash) = answer(&mut waiting);
+    assert_eq!(status, 200, "{hash}");
+
+    // Of many at once some are answered and some are sent away, and none is forgotten.
+    let mut requests: Vec<_> = (0..40).map(|_| service.open("POST", "/hash", "secret")).collect();
+    let mut hashes = 0;
+    for request in &mut requests {
+        match answer(request) {
+            (200, _) => hashes += 1,
+            (status, cause) => assert_eq!((status, cause.as_str()), (503, "service overloaded")),
+        }
+    }
+    assert!(hashes > 0);
+    service.interrupt();
     assert_eq!(service.end(), "draining\ndrained\n");
 }
 
@@ -572,6 +622,14 @@ impl Service {
             }
             assert!(Instant::now() < deadline, "it stays so: {status}");
         }
+    }
+
+    /// Of the server, without its workers.
+    fn resident_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kilobytes.unwrap().parse::<u64>().unwrap() * 1024
     }
 
     fn interrupt(&self) {

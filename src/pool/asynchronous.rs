@@ -31,6 +31,11 @@ impl<'a> Asynchronous<'a> {
         Self { pool }
     }
 
+    #[cfg(feature = "tower")]
+    pub(super) fn pool(&self) -> &Pool {
+        self.pool
+    }
+
     /// As [`Pool::apply`].
     ///
     /// # Cancel safety

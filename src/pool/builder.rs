@@ -128,6 +128,7 @@ pub struct PoolBuilder {
     trace_context: Option<TraceHook>,
     #[cfg(feature = "tracing")]
     tracing: tracing::level_filters::LevelFilter,
+    queue_capacity_bytes: Option<u64>,
 }
 
 /// A row and an argument, encoded when it was given.
@@ -181,6 +182,7 @@ impl Default for PoolBuilder {
             trace_context: None,
             #[cfg(feature = "tracing")]
             tracing: tracing::level_filters::LevelFilter::OFF,
+            queue_capacity_bytes: None,
         }
     }
 }
@@ -312,9 +314,21 @@ impl PoolBuilder {
     /// [`apply`](Pool::apply), maps and streams wait, [`try_apply`](Pool::try_apply) gives the argument back, and
     /// [`apply_async`](Pool::apply_async) gives a handle that says
     /// [`QueueFull`](crate::TaskErrorKind::QueueFull). The lanes of a worker that is being replaced are taken.
-    /// Defaults to no bound.
+    ///
+    /// Who waits is let in by priority, and then in order of arrival; nobody overtakes, so that a newcomer is refused
+    /// while others wait. A map and a stream wait with one frame at a time. Defaults to no bound.
     pub fn queue_capacity(mut self, tasks: usize) -> Self {
         self.queue_capacity = Some(tasks);
+        self
+    }
+
+    /// How many bytes the tasks that wait may have, as they are encoded; those that run are not counted. At this bound
+    /// the same happens as at [`queue_capacity`](Self::queue_capacity), which may be set too: then both hold.
+    ///
+    /// A task that is larger than the bound is not refused for ever: it may wait alone. Tasks that wait thus hold at
+    /// most this much memory, or one task. Zero is an error. Defaults to no bound.
+    pub fn queue_capacity_bytes(mut self, bytes: u64) -> Self {
+        self.queue_capacity_bytes = Some(bytes);
         self
     }
 
@@ -573,6 +587,7 @@ impl PoolBuilder {
             trace_context,
             #[cfg(feature = "tracing")]
             tracing,
+            queue_capacity_bytes,
         } = self;
         let invalid = |option, reason: &str| {
             Err(BuildError::InvalidOption {
@@ -635,6 +650,9 @@ impl PoolBuilder {
         if output_buffer == 0 {
             return invalid("output_buffer", "no line fits into zero bytes");
         }
+        if queue_capacity_bytes == Some(0) {
+            return invalid("queue_capacity_bytes", "no task takes zero bytes");
+        }
         for (option, text) in [("name", &name), ("worker_name", &worker_name)] {
             if text.contains('\0') {
                 return invalid(option, "it contains a NUL byte");
@@ -676,6 +694,7 @@ impl PoolBuilder {
             trace_context,
             #[cfg(feature = "tracing")]
             tracing,
+            queue_capacity_bytes,
         })
     }
 }
@@ -713,6 +732,7 @@ pub(crate) struct Config {
     trace_context: Option<TraceHook>,
     #[cfg(feature = "tracing")]
     pub(crate) tracing: tracing::level_filters::LevelFilter,
+    pub(crate) queue_capacity_bytes: Option<u64>,
 }
 
 /// What a pool has that was never started.
@@ -747,6 +767,7 @@ impl Default for Config {
             trace_context: None,
             #[cfg(feature = "tracing")]
             tracing: tracing::level_filters::LevelFilter::OFF,
+            queue_capacity_bytes: None,
         }
     }
 }

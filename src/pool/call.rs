@@ -120,6 +120,8 @@ struct Slot {
     frame: Option<Arc<Outgoing>>,
     state: SlotState,
     waker: Option<Waker>,
+    /// Waits for room in the queue.
+    waits: bool,
     callbacks: Vec<Callback>,
     gather: Option<(Arc<Gather>, usize)>,
     /// Records of a chunk that have come.
@@ -546,10 +548,15 @@ impl Call {
         });
         #[cfg(feature = "tracing")]
         target.companions.retire();
+        let waited = std::mem::take(&mut slot.waits);
         if let Some((gather, index)) = slot.gather.take() {
             slot.state = SlotState::Taken;
+            let waker = slot.waker.take();
             drop(slot);
             gather.complete(index, outcome, callbacks);
+            if let (true, Some(waker)) = (waited, waker) {
+                waker.wake();
+            }
             return;
         }
         if slot.callbacks.is_empty() {
@@ -617,6 +624,36 @@ impl Call {
 
     pub(crate) fn set_gather(&self, gather: Arc<Gather>, index: usize) {
         self.lock().gather = Some((gather, index));
+    }
+
+    /// The queue has no room for this now.
+    pub(crate) fn wait(&self) {
+        let mut slot = self.lock();
+        // Nothing is told to one that has ended meanwhile.
+        slot.waits = matches!(slot.state, SlotState::Pending);
+    }
+
+    /// The queue has taken this.
+    pub(crate) fn admit(&self) {
+        let mut slot = self.lock();
+        if std::mem::take(&mut slot.waits) {
+            let waker = slot.waker.take();
+            drop(slot);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Ready when this does not wait for room, or no longer. Not to be mixed with [`poll`](Self::poll) by another
+    /// task: there is one waker.
+    pub(crate) fn poll_admitted(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut slot = self.lock();
+        if slot.waits {
+            slot.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
     }
 
     pub(crate) fn is_finished(&self) -> bool {

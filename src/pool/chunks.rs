@@ -4,13 +4,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use event_listener::EventListener;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
-use super::dispatch::{Refused, Shared, failure_error};
+use super::dispatch::{Shared, failure_error};
 use super::options::TaskOptions;
 use crate::error::{Cause, TaskError};
 use crate::wire::codec::{self, EncodeError, push_record, take_record};
@@ -304,31 +303,33 @@ impl Gather {
             if chunk.is_finished() {
                 break;
             }
-            if let Err(Refused::Full(room)) = shared.submit_or_listen(&chunk) {
-                Self::submit_rest(shared, room, chunk, chunks.collect());
+            if shared.submit_or_wait(&chunk) {
+                Self::submit_rest(shared, chunk, chunks.collect());
                 break;
             }
         }
         gather
     }
 
-    /// Submits chunks for which the queue has no room as it gets some, with nobody waiting for that.
-    fn submit_rest(shared: &Arc<Shared>, room: EventListener, first: Arc<Call>, rest: Vec<Arc<Call>>) {
+    /// Submits the chunks behind `waits`, which waits for room, one after the other, with nobody waiting for that. All
+    /// at once they would stand in the line in front of everybody who comes later.
+    fn submit_rest(shared: &Arc<Shared>, mut waits: Arc<Call>, rest: Vec<Arc<Call>>) {
         // The pool runs, so its runtime does.
         let Ok(own) = runtime::handle() else { return };
         let shared = Arc::clone(shared);
         own.spawn(async move {
-            room.await;
-            for chunk in std::iter::once(first).chain(rest) {
-                // One that was cancelled meanwhile has ended, and is not wanted any more.
-                while !chunk.is_finished()
-                    && let Err(Refused::Full(room)) = shared.submit_or_listen(&chunk)
-                {
-                    room.await;
+            for chunk in rest {
+                std::future::poll_fn(|context| waits.poll_admitted(context)).await;
+                // A failure has ended them all.
+                if chunk.is_finished() {
+                    break;
                 }
+                shared.submit_or_wait(&chunk);
+                // It may have done so meanwhile. One that has been answered already is not known any more.
                 if chunk.is_finished() {
                     shared.cancel(&chunk);
                 }
+                waits = chunk;
             }
         });
     }

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use event_listener::{Event, EventListener};
+use event_listener::Event;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use super::admission::Capacity;
 use super::builder::Config;
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
@@ -41,8 +42,6 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     core: Mutex<Core>,
     pub(crate) callbacks: Callbacks,
-    /// Told when the queue may have room.
-    pub(crate) room: Event,
     /// Told when the pool's phase or the number of its processes changes.
     pub(crate) changed: Event,
     /// Becomes `true` when workers must not be started any more.
@@ -76,15 +75,6 @@ pub(crate) struct WorkerRecord {
     pub(crate) failures: u32,
     /// Workers that died with nothing to do, one after the other.
     pub(crate) deaths: u32,
-}
-
-/// Why a task was not taken.
-#[derive(Debug)]
-pub(crate) enum Refused {
-    /// The queue is full; this tells when to try again.
-    Full(EventListener),
-    /// For good.
-    Ended(TaskError),
 }
 
 /// Why a pool takes no tasks, other than by being closed.
@@ -121,7 +111,10 @@ impl Shared {
             least: config.least_workers,
             most: config.workers,
             lanes: config.tasks_per_worker,
-            capacity: config.queue_capacity,
+            capacity: Capacity {
+                tasks: config.queue_capacity,
+                bytes: config.queue_capacity_bytes,
+            },
             tasks_per_life: config.max_tasks_per_worker,
         };
         let core = Core {
@@ -137,7 +130,6 @@ impl Shared {
             config,
             core: Mutex::new(core),
             callbacks: Callbacks::new(user),
-            room: Event::new(),
             changed: Event::new(),
             stop: watch::channel(false).0,
             timers: Arc::default(),
@@ -166,25 +158,17 @@ impl Shared {
         self.watch(call)?;
         call.capture(self);
         let mut core = self.lock();
-        core.admit()?;
-        match core
+        core.check_start()?;
+        let submitted = core
             .state
-            .submit(call.priority, call.weight, call.size, Arc::clone(call))
-        {
-            Ok(id) => {
-                // Before the frame leaves, which is when the actions are carried out.
-                call.set_id(id);
-                #[cfg(feature = "tracing")]
-                call.announce(self);
-                self.act(core);
-                Ok(())
-            }
-            Err(refusal) => Err(core.refusal(refusal)),
-        }
+            .submit(call.priority, call.weight, call.size, Arc::clone(call));
+        let id = submitted.map_err(|refusal| core.refusal(refusal))?;
+        self.submitted(core, call, id);
+        Ok(())
     }
 
     /// Has a task's times watched, from its first attempt to get in. `Err` when one is up already.
-    fn watch(&self, call: &Arc<Call>) -> Result<(), Cause> {
+    pub(super) fn watch(&self, call: &Arc<Call>) -> Result<(), Cause> {
         if !call.has_limits() || call.is_watched() {
             return Ok(());
         }
@@ -200,27 +184,48 @@ impl Shared {
 
     /// Whether a task would be taken now.
     pub(crate) fn admit(&self) -> Result<(), Cause> {
-        self.lock().admit()
+        self.lock().admit(0, None)
     }
 
-    /// Hands a task over, or says how to wait for room. A task that is refused for good has ended.
-    pub(crate) fn submit_or_listen(&self, call: &Arc<Call>) -> Result<(), Refused> {
-        let cause = match self.submit(call) {
-            Err(Cause::QueueFull { .. }) => {
-                let listener = self.room.listen();
-                // Room that came before the listener was there has been told to nobody.
-                match self.submit(call) {
-                    Err(Cause::QueueFull { .. }) => return Err(Refused::Full(listener)),
-                    result => result,
-                }
-            }
-            result => result,
-        };
-        cause.map_err(|cause| {
-            let error = call.error(cause);
-            call.complete(Err(error.clone()), &self.callbacks);
-            Refused::Ended(error)
+    /// Hands a task over; where the queue has no room it waits for its turn, which the `true` says. A task that is
+    /// refused has ended.
+    pub(crate) fn submit_or_wait(&self, call: &Arc<Call>) -> bool {
+        self.try_submit_or_wait(call).unwrap_or_else(|cause| {
+            self.refuse(vec![Arc::clone(call)], &cause);
+            false
         })
+    }
+
+    fn try_submit_or_wait(&self, call: &Arc<Call>) -> Result<bool, Cause> {
+        self.watch(call)?;
+        call.capture(self);
+        let mut core = self.lock();
+        core.check_start()?;
+        let submitted = core
+            .state
+            .submit_or_wait(call.priority, call.weight, call.size, Arc::clone(call));
+        let (id, waits) = submitted.map_err(|refusal| core.refusal(refusal))?;
+        if waits {
+            call.wait();
+        }
+        self.submitted(core, call, id);
+        Ok(waits)
+    }
+
+    /// The state has taken a task, or has it wait in line.
+    pub(super) fn submitted(&self, core: MutexGuard<'_, Core>, call: &Arc<Call>, id: u64) {
+        // Before the frame leaves, which is when the actions are carried out.
+        call.set_id(id);
+        #[cfg(feature = "tracing")]
+        call.announce(self);
+        self.act(core);
+    }
+
+    /// Ends tasks that are not taken.
+    pub(super) fn refuse(&self, calls: Vec<Arc<Call>>, cause: &Cause) {
+        for call in calls {
+            call.complete(Err(call.error(cause.clone())), &self.callbacks);
+        }
     }
 
     /// Hands a task over and ends it with an error where that is refused.
@@ -272,7 +277,6 @@ impl Shared {
             }
             Cancelled::Unknown => {}
         }
-        self.tell_room(1);
     }
 
     /// Whether tasks at a worker may be expected to end by themselves when they are asked to.
@@ -303,29 +307,11 @@ impl Shared {
         self.timers.insert(after(grace), due);
     }
 
-    /// Tells as many who wait for room as tasks have ended. Some of them may not listen, a stream that nobody polls,
-    /// say; when the pool has nothing to do, all are told, so that nobody waits for those.
-    pub(crate) fn tell_room(&self, ended: usize) {
-        if self.config.queue_capacity.is_none() {
-            return;
-        }
-        let core = self.lock();
-        let (has_room, is_idle) = (
-            core.state.has_room(),
-            core.state.queued() + core.state.running() == 0,
-        );
-        drop(core);
-        if is_idle {
-            self.room.notify_additional(usize::MAX);
-        } else if has_room {
-            self.room.notify_additional(ended);
-        }
-    }
-
     /// Does what the state has decided.
     pub(crate) fn act(&self, mut core: MutexGuard<'_, Core>) {
         let mut flush: Vec<Arc<Link>> = Vec::new();
         let mut later: Vec<(Arc<Link>, Action<()>)> = Vec::new();
+        let mut admitted: Vec<Arc<Call>> = Vec::new();
         while let Some(action) = core.state.next_action() {
             let (worker, action) = match action {
                 Action::Start { worker, number } => {
@@ -366,6 +352,10 @@ impl Shared {
                     }
                     continue;
                 }
+                Action::Admitted { payload } => {
+                    admitted.push(payload);
+                    continue;
+                }
                 Action::Shutdown { worker } => {
                     if let Some(link) = &core.links[worker] {
                         let message = Outgoing::new(kind::SHUTDOWN, Outgoing::buffer(0), Vec::new());
@@ -395,6 +385,9 @@ impl Shared {
         drop(core);
         for link in flush {
             link.flush();
+        }
+        for call in admitted {
+            call.admit();
         }
         for (link, action) in later {
             match action {
@@ -430,9 +423,7 @@ impl Shared {
             }
         }
         self.look_at(&mut core, link, now);
-        let ended = done.len().max(1);
         self.act(core);
-        self.tell_room(ended);
         for (call, outcome) in done {
             call.complete(outcome, &self.callbacks);
         }
@@ -485,7 +476,6 @@ impl Shared {
         for (call, outcome) in done {
             call.complete(outcome, &self.callbacks);
         }
-        self.room.notify_additional(usize::MAX);
         self.process_gone();
     }
 
@@ -509,24 +499,25 @@ impl Shared {
     pub(crate) fn cannot_start(&self, error: &BuildError) {
         let mut core = self.lock();
         core.failing = Some(error.clone());
-        let queued = core.state.give_up();
+        let given_up = core.state.give_up();
         self.act(core);
-        for call in queued {
-            call.complete(Err(call.error(Cause::PoolFailed(error.clone()))), &self.callbacks);
-        }
-        self.after_end();
+        self.refuse(given_up, &Cause::PoolFailed(error.clone()));
+        self.changed.notify(usize::MAX);
     }
 
     /// Takes no more tasks; what was accepted is done.
     pub(crate) fn close(&self) {
         let mut core = self.lock();
         core.state.close();
+        let waiting = core.state.refuse_waiting();
+        let cause = core.refusal(Refusal::Closed);
         let is_over = core.is_over();
         self.act(core);
         if is_over {
             self.callbacks.close();
         }
-        self.after_end();
+        self.refuse(waiting, &cause);
+        self.changed.notify(usize::MAX);
     }
 
     /// Ends the pool: workers are killed, and every task that has not ended does so now.
@@ -538,6 +529,7 @@ impl Shared {
         }
         core.end = Some(end.clone());
         let (queued, sent) = core.state.terminate();
+        let waiting = core.state.refuse_waiting();
         let links: Vec<Arc<Link>> = core.links.iter().flatten().cloned().collect();
         let is_over = core.is_over();
         drop(core);
@@ -548,16 +540,12 @@ impl Shared {
         if is_over {
             self.callbacks.close();
         }
+        self.refuse(waiting, &end.cause(None));
         for (calls, began) in [(queued, false), (sent, true)] {
             for call in calls {
                 call.complete(Err(call.error(end.cause(Some(began)))), &self.callbacks);
             }
         }
-        self.after_end();
-    }
-
-    fn after_end(&self) {
-        self.room.notify_additional(usize::MAX);
         self.changed.notify(usize::MAX);
     }
 
@@ -587,19 +575,28 @@ impl Shared {
 
 impl Core {
     /// What a task that is refused is told.
-    fn refusal(&self, refusal: Refusal) -> Cause {
+    pub(super) fn refusal(&self, refusal: Refusal) -> Cause {
         match (refusal, &self.end) {
-            (Refusal::Full { capacity }, _) => Cause::QueueFull { capacity },
+            (Refusal::Full(bound), _) => Cause::QueueFull(bound),
             (Refusal::Closed, None) => Cause::PoolClosed { began: None },
             (Refusal::Closed, Some(end)) => end.cause(None),
         }
     }
 
-    /// Whether a task would be taken.
-    fn admit(&self) -> Result<(), Cause> {
-        self.state.admit().map_err(|refusal| self.refusal(refusal))?;
+    /// Whether a task would be taken. `bytes` is its size, if that is known.
+    fn admit(&self, priority: i32, bytes: Option<usize>) -> Result<(), Cause> {
+        self.check_start()?;
+        self.state
+            .admit(priority, bytes)
+            .map_err(|refusal| self.refusal(refusal))
+    }
+
+    /// Whether there are workers, or may be. A pool that takes nothing more says that itself.
+    pub(super) fn check_start(&self) -> Result<(), Cause> {
         match &self.failing {
-            Some(error) if self.state.is_starting() => Err(Cause::PoolFailed(error.clone())),
+            Some(error) if self.is_open() && self.state.is_starting() => {
+                Err(Cause::PoolFailed(error.clone()))
+            }
             // A pool that needs no worker tries another start when a task comes, which has to wait for that.
             _ => Ok(()),
         }

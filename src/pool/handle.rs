@@ -149,7 +149,7 @@ impl Pool {
     /// Runs `function` with `argument` in a worker and gives its value.
     ///
     /// The argument is encoded now, the task submitted when the future is first polled. While the queue is at its
-    /// [bound](PoolBuilder::queue_capacity) it waits for room.
+    /// [bound](PoolBuilder::queue_capacity) it waits for room, behind those that came before it.
     ///
     /// Dropping the future cancels the task: queued, it never runs; running, its worker is killed and replaced, unless
     /// that runs [several tasks](PoolBuilder::tasks_per_worker).
@@ -186,7 +186,8 @@ impl Pool {
         self.task(function, argument).submit()
     }
 
-    /// Starts `function` with `argument` if the queue has room, and gives the argument back otherwise.
+    /// Starts `function` with `argument` if the queue has room and nobody waits for that, and gives the argument back
+    /// otherwise.
     ///
     /// # Errors
     ///
@@ -399,10 +400,11 @@ impl Pool {
     /// A snapshot of the pool: what waits, what runs, how long tasks took, and its [`workers`](Self::workers).
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let (queued, in_flight, latency) = {
+        let (queued, waiting_for_room, in_flight, latency) = {
             let core = self.shared().lock();
             (
                 core.state.queued(),
+                core.state.waiting_for_room(),
                 core.state.running(),
                 core.latencies.summary(),
             )
@@ -411,6 +413,7 @@ impl Pool {
         let ears = self.shared().ears.as_deref();
         Stats {
             queued,
+            waiting_for_room,
             in_flight,
             tasks_done: workers.iter().map(|worker| worker.tasks_done).sum(),
             restarts: workers.iter().map(|worker| worker.restarts).sum(),
@@ -500,7 +503,7 @@ impl Pool {
         });
         match result {
             Ok(call) => Ok(AsyncResult::new(shared, call, decode_single::<R>)),
-            Err(Cause::QueueFull { .. }) => Err(TryApplyError::QueueFull(argument)),
+            Err(Cause::QueueFull(_)) => Err(TryApplyError::QueueFull(argument)),
             Err(Cause::TooLarge { .. }) => Err(TryApplyError::TooLarge(argument)),
             Err(Cause::Encode(message)) => Err(TryApplyError::Encode(argument, message)),
             Err(_) => Err(TryApplyError::PoolClosed(argument)),

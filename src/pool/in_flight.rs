@@ -43,18 +43,22 @@ impl<P> Sent<P> {
 pub(crate) struct InFlight<P> {
     sent: VecDeque<Sent<P>>,
     bytes: usize,
-}
-
-impl<P> Default for InFlight<P> {
-    fn default() -> Self {
-        Self {
-            sent: VecDeque::new(),
-            bytes: 0,
-        }
-    }
+    /// So many of them run, the first.
+    lanes: usize,
+    /// Bytes of those behind.
+    waiting_bytes: usize,
 }
 
 impl<P> InFlight<P> {
+    pub(crate) fn new(lanes: usize) -> Self {
+        Self {
+            sent: VecDeque::new(),
+            bytes: 0,
+            lanes,
+            waiting_bytes: 0,
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.sent.len()
     }
@@ -68,8 +72,16 @@ impl<P> InFlight<P> {
         self.bytes
     }
 
+    /// Bytes of the frames of those that cannot have started, for the lanes in front of them are taken.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
+    }
+
     pub(crate) fn push(&mut self, task: Sent<P>) {
         self.bytes += task.bytes;
+        if self.sent.len() >= self.lanes {
+            self.waiting_bytes += task.bytes;
+        }
         self.sent.push_back(task);
     }
 
@@ -82,13 +94,21 @@ impl<P> InFlight<P> {
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<Sent<P>> {
-        let task = self.sent.remove(self.position(id)?)?;
+        let index = self.position(id)?;
+        let task = self.sent.remove(index)?;
         self.bytes -= task.bytes;
+        // Its lane goes to the first of those behind.
+        let starts = (index < self.lanes).then(|| self.sent.get(self.lanes - 1));
+        self.waiting_bytes -= match starts {
+            Some(next) => next.map_or(0, |next| next.bytes),
+            None => task.bytes,
+        };
         Some(task)
     }
 
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Sent<P>> + '_ {
         self.bytes = 0;
+        self.waiting_bytes = 0;
         self.sent.drain(..)
     }
 

@@ -130,7 +130,7 @@ impl Shared {
         let core = self.lock();
         let cause = Cause::TimedOut { limit, ran };
         if id == 0 {
-            // It waits for room, or is about to be submitted, which finds that it has ended.
+            // It is about to be submitted, which finds that it has ended.
             drop(core);
             call.complete(Err(call.error(cause)), &self.callbacks);
         } else {
@@ -209,12 +209,8 @@ impl Shared {
         if let Some(next) = next {
             self.check_by(&link, next);
         }
-        let ended = done.len();
         for (call, outcome) in done {
             call.complete(outcome, &self.callbacks);
-        }
-        if ended > 0 {
-            self.tell_room(ended);
         }
     }
 

@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use event_listener::EventListener;
 use futures::stream::{FuturesUnordered, Stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::call::{Call, Outcome};
 use super::chunks::{ChunkSize, Gather, Packed, Packer, decode_all, decode_chunk, decode_single, single};
-use super::dispatch::{Refused, Shared};
+use super::dispatch::Shared;
 use super::options::TaskOptions;
 use super::progress::Progress;
 use super::result::AsyncResult;
@@ -95,8 +94,8 @@ pub(crate) struct Engine<S, R> {
     /// Elements read and not yet [given up](Self::yielded).
     outstanding: usize,
     next_index: u64,
-    /// A frame for which the queue has no room.
-    blocked: Option<(Running, EventListener)>,
+    /// A frame that waits for room in the queue.
+    blocked: Option<Running>,
     /// Frames behind that one: an element can complete two.
     behind: VecDeque<Running>,
     running: FuturesUnordered<Running>,
@@ -204,12 +203,12 @@ where
         let mut dry = self.source.is_none();
         loop {
             // Polled whenever there is one, for nothing else says that the queue has room again.
-            if let Some((running, mut listener)) = self.blocked.take() {
-                if Pin::new(&mut listener).poll(context).is_pending() {
-                    self.blocked = Some((running, listener));
+            if let Some(running) = self.blocked.take() {
+                if running.call.poll_admitted(context).is_pending() {
+                    self.blocked = Some(running);
                     return;
                 }
-                self.submit(running);
+                self.running.push(running);
             } else if let Some(running) = self.behind.pop_front() {
                 self.submit(running);
             } else if !dry
@@ -289,9 +288,10 @@ where
             self.behind.push_back(running);
             return;
         }
-        match self.shared.submit_or_listen(&running.call) {
-            Ok(()) | Err(Refused::Ended(_)) => self.running.push(running),
-            Err(Refused::Full(listener)) => self.blocked = Some((running, listener)),
+        if self.shared.submit_or_wait(&running.call) {
+            self.blocked = Some(running);
+        } else {
+            self.running.push(running);
         }
     }
 }
@@ -784,8 +784,7 @@ mod tests {
         let mut core = shared.lock();
         core.links.resize(1, None);
         core.state.ready(0);
-        drop(core);
-        shared.room.notify_additional(usize::MAX);
+        shared.act(core);
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The pool, in the order of a task's life: what the user holds (`handle`, `builder`), what decides (`state`, `queue`,
-//! `in_flight`), what acts on it (`dispatch`, `link`, `keeper`, `timers`, `supervisor`), and what comes back (`call`,
-//! `result`, `callback`, `map`, `imap`).
+//! The pool, in the order of a task's life: what the user holds (`handle`, `builder`), what decides (`state`,
+//! `admission`, `queue`, `in_flight`), what acts on it (`dispatch`, `link`, `keeper`, `timers`, `supervisor`), and what
+//! comes back (`call`, `result`, `callback`, `map`, `imap`). `service` is all of it for tower.
 
 pub(crate) mod handle;
 pub(crate) mod asynchronous;
@@ -8,6 +8,7 @@ pub(crate) mod builder;
 pub(crate) mod limits;
 pub(crate) mod cpus;
 pub(crate) mod state;
+pub(crate) mod admission;
 pub(crate) mod queue;
 pub(crate) mod in_flight;
 pub(crate) mod dispatch;
@@ -25,3 +26,5 @@ pub(crate) mod map;
 pub(crate) mod imap;
 pub(crate) mod progress;
 pub(crate) mod stats;
+#[cfg(feature = "tower")]
+pub(crate) mod service;

@@ -18,6 +18,7 @@ pub(crate) struct Queued<P> {
 pub(crate) struct Queue<P> {
     levels: BTreeMap<Reverse<i32>, VecDeque<Queued<P>>>,
     len: usize,
+    bytes: u64,
 }
 
 impl<P> Default for Queue<P> {
@@ -25,6 +26,7 @@ impl<P> Default for Queue<P> {
         Self {
             levels: BTreeMap::new(),
             len: 0,
+            bytes: 0,
         }
     }
 }
@@ -38,7 +40,13 @@ impl<P> Queue<P> {
         self.len == 0
     }
 
+    /// Of the frames of all.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub(crate) fn push(&mut self, priority: i32, task: Queued<P>) {
+        self.bytes += task.bytes as u64;
         let level = self.levels.entry(Reverse(priority)).or_default();
         // A task that comes back goes to its old place.
         if level.back().is_none_or(|last| last.id < task.id) {
@@ -58,6 +66,7 @@ impl<P> Queue<P> {
             level.remove();
         }
         self.len -= 1;
+        self.bytes -= task.as_ref().map_or(0, |task| task.bytes as u64);
         task.map(|task| (priority, task))
     }
 
@@ -76,11 +85,13 @@ impl<P> Queue<P> {
             self.levels.remove(&Reverse(priority));
         }
         self.len -= 1;
+        self.bytes -= task.bytes as u64;
         Some(task.payload)
     }
 
     pub(crate) fn drain(&mut self) -> Vec<P> {
         self.len = 0;
+        self.bytes = 0;
         std::mem::take(&mut self.levels)
             .into_values()
             .flatten()

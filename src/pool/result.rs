@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use event_listener::EventListener;
 use futures::future::FusedFuture;
 use serde::de::DeserializeOwned;
 
 use super::call::{Call, Outcome, Reply};
 use super::chunks::{Gather, decode_single};
-use super::dispatch::{Refused, Shared};
+use super::dispatch::Shared;
 use super::options::TaskOptions;
 use crate::error::{Cause, TaskError};
 use crate::wire::context::TraceContext;
@@ -210,7 +209,8 @@ fn on_error<R: 'static>(
 
 /// One call: the future that [`apply`](crate::Pool::apply) gives.
 ///
-/// The task is submitted when the future is first polled. With a bounded queue that is full it waits for room.
+/// The task is submitted when the future is first polled. With a bounded queue that is full it waits in line for room,
+/// and is let in when its turn comes, polled or not.
 ///
 /// Dropping it cancels the task: queued, it never runs; running, its worker is killed and replaced, unless that runs
 /// [several tasks](crate::PoolBuilder::tasks_per_worker): then an async one is dropped at its next await.
@@ -227,11 +227,9 @@ pub struct Apply<R> {
 }
 
 enum ApplyState {
-    /// Not polled, or waiting for room.
-    Unsubmitted {
-        call: Arc<Call>,
-        room: Option<EventListener>,
-    },
+    /// Not polled.
+    Unsubmitted(Arc<Call>),
+    /// Submitted, or waiting for room.
     Submitted(Arc<Call>),
     Failed(TaskError),
     Done,
@@ -240,7 +238,7 @@ enum ApplyState {
 impl<R> fmt::Debug for Apply<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.state {
-            ApplyState::Unsubmitted { .. } => "Apply(unsubmitted)",
+            ApplyState::Unsubmitted(_) => "Apply(unsubmitted)",
             ApplyState::Submitted(_) => "Apply(submitted)",
             ApplyState::Failed(_) => "Apply(failed)",
             ApplyState::Done => "Apply(done)",
@@ -251,7 +249,7 @@ impl<R> fmt::Debug for Apply<R> {
 impl<R> Apply<R> {
     pub(crate) fn new(shared: Arc<Shared>, call: Result<Arc<Call>, TaskError>, decode: Decode<R>) -> Self {
         let state = match call {
-            Ok(call) => ApplyState::Unsubmitted { call, room: None },
+            Ok(call) => ApplyState::Unsubmitted(call),
             Err(error) => ApplyState::Failed(error),
         };
         Self {
@@ -269,22 +267,10 @@ impl<R> Future for Apply<R> {
         let this = &mut *self;
         loop {
             match &mut this.state {
-                ApplyState::Unsubmitted { call, room } => {
-                    if let Some(listener) = room {
-                        // Its time may be up before there is room.
-                        if let Poll::Ready(outcome) = call.poll(context) {
-                            let result = outcome.and_then(|reply| (this.decode)(call, reply));
-                            this.state = ApplyState::Done;
-                            return Poll::Ready(result);
-                        }
-                        std::task::ready!(Pin::new(listener).poll(context));
-                        *room = None;
-                    }
-                    match this.shared.submit_or_listen(call) {
-                        Ok(()) => this.state = ApplyState::Submitted(Arc::clone(call)),
-                        Err(Refused::Full(listener)) => *room = Some(listener),
-                        Err(Refused::Ended(error)) => this.state = ApplyState::Failed(error),
-                    }
+                ApplyState::Unsubmitted(call) => {
+                    let call = Arc::clone(call);
+                    this.shared.submit_or_wait(&call);
+                    this.state = ApplyState::Submitted(call);
                 }
                 ApplyState::Submitted(call) => {
                     let outcome = std::task::ready!(call.poll(context));
@@ -433,6 +419,26 @@ impl<R: DeserializeOwned + 'static> Task<R> {
                 AsyncResult::new(shared, call, decode_single::<R>)
             }
             Err(error) => AsyncResult::failed(shared, error, decode_single::<R>),
+        }
+    }
+
+    /// Submits the task into the room that `keeper` keeps for it.
+    #[cfg(feature = "tower")]
+    pub(crate) fn submit_kept(self, keeper: &Shared) -> Apply<R> {
+        let (shared, call) = self.prepare();
+        match call {
+            Ok(call) if std::ptr::eq(&*shared, keeper) => {
+                shared.submit_kept(&call);
+                Apply {
+                    shared,
+                    state: ApplyState::Submitted(call),
+                    decode: decode_single::<R>,
+                }
+            }
+            call => {
+                keeper.release_room();
+                Apply::new(shared, call, decode_single::<R>)
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 //! - every task that was accepted leaves exactly once: answered, lost, cancelled or drained;
 //! - tasks start in order of priority, then of submission;
 //! - no task waits at a busy worker while another worker is idle: it is recalled;
+//! - those who wait for room in the queue are let in one after the other, and nobody overtakes them;
 //! - a worker that is about to be stopped is sent nothing, and what it had not started goes back to the queue;
 //! - as many workers are up or on their way as are wanted, whatever becomes of them (see [`staff`]).
 //!
@@ -18,8 +19,10 @@ mod staff;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::admission::{Admission, Capacity, Occupancy, Waits};
 use super::in_flight::{InFlight, Sent, Stop};
 use super::queue::{Queue, Queued};
+use crate::error::QueueBound;
 use crate::shared::ledger::{MOST_WAITING, Started};
 
 /// Unstarted tasks that a worker holds at most, so that the way there and back is hidden.
@@ -42,8 +45,8 @@ pub(crate) struct Sizing {
     pub(crate) most: usize,
     /// Tasks that a worker runs at a time.
     pub(crate) lanes: usize,
-    /// Tasks that may wait.
-    pub(crate) capacity: Option<usize>,
+    /// What may wait.
+    pub(crate) capacity: Capacity,
     /// Tasks that a worker is sent in its life.
     pub(crate) tasks_per_life: Option<u64>,
 }
@@ -68,13 +71,15 @@ pub(crate) enum Action<P> {
     Stop { worker: usize },
     /// Tell the worker that no more tasks come.
     Shutdown { worker: usize },
+    /// Tell one that waited for room that it has it.
+    Admitted { payload: P },
 }
 
 /// Why a task was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Closed,
-    Full { capacity: usize },
+    Full(QueueBound),
 }
 
 /// Whether the pool takes tasks.
@@ -141,12 +146,12 @@ struct Worker<P> {
 }
 
 impl<P> Worker<P> {
-    fn starting(number: usize, budget: Option<u64>) -> Self {
+    fn starting(number: usize, lanes: usize, budget: Option<u64>) -> Self {
         Self {
             number,
             state: WorkerState::Starting,
             wear: Wear::None,
-            in_flight: InFlight::default(),
+            in_flight: InFlight::new(lanes),
             recalling: false,
             held: false,
             budget,
@@ -204,6 +209,7 @@ pub(crate) struct State<P> {
     /// Whether tasks have come with different priorities, so that a later one may have to go first.
     priorities: Priorities,
     queue: Queue<P>,
+    admission: Admission<P>,
     workers: Vec<Worker<P>>,
     /// A worker has come, gone or worn out since the staff was looked at.
     restaff: bool,
@@ -225,6 +231,7 @@ impl<P: Clone> State<P> {
             next_id: 1,
             priorities: Priorities::None,
             queue: Queue::default(),
+            admission: Admission::new(sizing.capacity),
             workers: Vec::new(),
             restaff: true,
             depth: 1,
@@ -265,14 +272,37 @@ impl<P: Clone> State<P> {
             .sum()
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        match self.sizing.capacity {
-            // A task that can start at once does not wait.
-            Some(capacity) => {
-                self.queued() < capacity || (self.queue.is_empty() && self.has_idle_lane()) || self.may_grow()
+    /// Those who wait for room in the queue.
+    pub(crate) fn waiting_for_room(&self) -> usize {
+        self.admission.len()
+    }
+
+    fn occupancy(&self) -> Occupancy {
+        let lanes = self.sizing.lanes;
+        let mut occupancy = Occupancy {
+            waiting: self.queue.len(),
+            bytes: self.queue.bytes(),
+            idle: 0,
+        };
+        for worker in &self.workers {
+            occupancy.waiting += worker.waiting(lanes);
+            occupancy.bytes += worker.in_flight.waiting_bytes() as u64;
+            if self.queue.is_empty() && worker.takes_tasks() {
+                occupancy.idle += lanes.saturating_sub(worker.in_flight.len());
             }
-            None => true,
         }
+        // Another worker is started for what none is free for, as long as there may be more.
+        occupancy.idle = occupancy.idle.max(self.lanes_to_grow());
+        occupancy
+    }
+
+    /// The bound that is in the way of a newcomer, who goes behind those that wait and are not of a lower priority.
+    fn bound_hit(&self, priority: i32, bytes: Option<usize>) -> Option<QueueBound> {
+        let bytes = match self.admission.first() {
+            Some((first, waits)) if first >= priority => waits.bytes,
+            _ => bytes,
+        };
+        self.admission.bound_hit(bytes, || self.occupancy())
     }
 
     fn has_idle_lane(&self) -> bool {
@@ -281,15 +311,13 @@ impl<P: Clone> State<P> {
             .any(|worker| worker.takes_tasks() && worker.in_flight.len() < self.sizing.lanes)
     }
 
-    /// Whether a task would be accepted.
-    pub(crate) fn admit(&self) -> Result<(), Refusal> {
+    /// Whether a task would be accepted. `bytes` is the size of its frame, if that is known.
+    pub(crate) fn admit(&self, priority: i32, bytes: Option<usize>) -> Result<(), Refusal> {
         if self.phase != Phase::Open {
             return Err(Refusal::Closed);
         }
-        match self.sizing.capacity {
-            Some(capacity) if !self.has_room() => Err(Refusal::Full { capacity }),
-            _ => Ok(()),
-        }
+        self.bound_hit(priority, bytes)
+            .map_or(Ok(()), |bound| Err(Refusal::Full(bound)))
     }
 
     /// Accepts a task and gives its id. `weight` is what it counts for in a worker's life, `bytes` the size of its
@@ -301,22 +329,98 @@ impl<P: Clone> State<P> {
         bytes: usize,
         payload: P,
     ) -> Result<u64, Refusal> {
-        self.admit()?;
-        let id = self.next_id;
-        self.next_id += 1;
+        self.admit(priority, Some(bytes))?;
+        Ok(self.take_in(priority, weight, bytes, payload))
+    }
+
+    /// Accepts a task, or has it wait for its turn where there is no room, which the `true` beside its id says.
+    pub(crate) fn submit_or_wait(
+        &mut self,
+        priority: i32,
+        weight: u32,
+        bytes: usize,
+        payload: P,
+    ) -> Result<(u64, bool), Refusal> {
+        match self.admit(priority, Some(bytes)) {
+            Err(Refusal::Full(_)) => {
+                let id = self.new_id();
+                let waits = Waits {
+                    weight,
+                    bytes: Some(bytes),
+                    payload,
+                };
+                self.admission.join(priority, id, waits);
+                Ok((id, true))
+            }
+            Err(refusal) => Err(refusal),
+            Ok(()) => Ok((self.take_in(priority, weight, bytes, payload), false)),
+        }
+    }
+
+    fn take_in(&mut self, priority: i32, weight: u32, bytes: usize, payload: P) -> u64 {
+        let id = self.new_id();
         let task = Queued {
             id,
             weight,
             bytes,
             payload,
         };
+        self.accept(priority, task);
+        self.dispatch();
+        id
+    }
+
+    fn new_id(&mut self) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+
+    fn accept(&mut self, priority: i32, task: Queued<P>) {
         self.queue.push(priority, task);
         self.priorities = self.priorities.and(priority);
         if self.priorities == Priorities::Different && !self.has_idle_lane() {
             self.recall_lower(priority);
         }
-        self.dispatch();
-        Ok(id)
+    }
+
+    /// Lets in whose turn it is, if there is room; `false` when nobody came in.
+    fn let_in(&mut self) -> bool {
+        if self.phase != Phase::Open
+            || self.admission.first().is_none()
+            || self.bound_hit(i32::MIN, None).is_some()
+        {
+            return false;
+        }
+        let Some((priority, id, waits)) = self.admission.pop() else {
+            return false;
+        };
+        let Waits {
+            weight,
+            bytes,
+            payload,
+        } = waits;
+        self.actions.push_back(Action::Admitted {
+            payload: payload.clone(),
+        });
+        match bytes {
+            Some(bytes) => {
+                let task = Queued {
+                    id,
+                    weight,
+                    bytes,
+                    payload,
+                };
+                self.accept(priority, task);
+            }
+            None => self.admission.offer(id),
+        }
+        true
+    }
+
+    /// Those who wait for room that will never be.
+    pub(crate) fn refuse_waiting(&mut self) -> Vec<P> {
+        self.admission.drain()
     }
 
     /// The worker has answered a task, which took so long. `None` when it was not waiting for that one. The payload
@@ -448,6 +552,10 @@ impl<P: Clone> State<P> {
             self.dispatch();
             return Cancelled::Queued(payload);
         }
+        if let Some(payload) = self.admission.leave(priority, id) {
+            self.dispatch();
+            return Cancelled::Queued(payload);
+        }
         let Some(worker) = self.worker_of(id) else {
             return Cancelled::Unknown;
         };
@@ -515,9 +623,10 @@ impl<P: Clone> State<P> {
         (queued, sent)
     }
 
-    /// Gives up what waits in the queue, for nobody can run it.
+    /// Gives up what waits in the queue, and who waits for room in it, for nobody can run it.
     pub(crate) fn give_up(&mut self) -> Vec<P> {
-        let queued = self.queue.drain();
+        let mut queued = self.queue.drain();
+        queued.extend(self.admission.drain());
         // Nobody is missed but those that are always there.
         self.fit();
         self.dispatch();
@@ -590,21 +699,16 @@ impl<P: Clone> State<P> {
         }
     }
 
-    /// Sends what can be sent, recalls what waits in the wrong place, and brings the staff to what it should be, which
-    /// each of them may change.
+    /// Sends what can be sent, lets in who waits, recalls what waits in the wrong place, and brings the staff to what it
+    /// should be, which each of them may change.
     fn dispatch(&mut self) {
         // What a closing pool needs changes with every task.
         self.restaff |= self.phase == Phase::Closing;
         loop {
             self.staff();
-            while !self.queue.is_empty() {
-                let Some((worker, urgent)) = self.pick() else {
-                    break;
-                };
-                let Some((priority, task)) = self.queue.pop() else {
-                    break;
-                };
-                self.send(worker, priority, task, urgent);
+            self.send_queued();
+            while self.let_in() {
+                self.send_queued();
             }
             if self.queue.is_empty() {
                 self.balance();
@@ -615,6 +719,18 @@ impl<P: Clone> State<P> {
             if !self.restaff || self.phase == Phase::Closed {
                 return;
             }
+        }
+    }
+
+    fn send_queued(&mut self) {
+        while !self.queue.is_empty() {
+            let Some((worker, urgent)) = self.pick() else {
+                break;
+            };
+            let Some((priority, task)) = self.queue.pop() else {
+                break;
+            };
+            self.send(worker, priority, task, urgent);
         }
     }
 
@@ -698,6 +814,77 @@ impl<P: Clone> State<P> {
         {
             self.workers[fullest].held = true;
             self.recall(fullest);
+        }
+    }
+}
+
+/// Room for tasks to come.
+#[cfg(any(feature = "tower", test))]
+impl<P: Clone> State<P> {
+    /// Keeps room for a task to come; `false` when there is none.
+    pub(crate) fn keep_room(&mut self) -> Result<bool, Refusal> {
+        match self.admit(0, None) {
+            Err(Refusal::Full(_)) => Ok(false),
+            Err(refusal) => Err(refusal),
+            Ok(()) => {
+                self.admission.keep();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Has `payload` wait until room is kept for a task to come. `id` is that of an earlier wait, whose place it takes,
+    /// or 0.
+    pub(crate) fn wait_for_room(&mut self, id: u64, payload: P) -> u64 {
+        let id = if id == 0 { self.new_id() } else { id };
+        let waits = Waits {
+            weight: 0,
+            bytes: None,
+            payload,
+        };
+        self.admission.join(0, id, waits);
+        // In its old place it may be in front of one for which there was no room.
+        self.dispatch();
+        id
+    }
+
+    /// Whether the room that `id` has waited for is kept for it.
+    pub(crate) fn claim_room(&mut self, id: u64) -> bool {
+        self.admission.claim(id)
+    }
+
+    /// Accepts a task for which room was kept.
+    pub(crate) fn submit_kept(
+        &mut self,
+        priority: i32,
+        weight: u32,
+        bytes: usize,
+        payload: P,
+    ) -> Result<u64, Refusal> {
+        self.admission.release();
+        if self.phase != Phase::Open {
+            return Err(Refusal::Closed);
+        }
+        Ok(self.take_in(priority, weight, bytes, payload))
+    }
+
+    /// Gives room that was kept to others.
+    pub(crate) fn release_room(&mut self) {
+        self.admission.release();
+        self.dispatch();
+    }
+
+    /// Gives room that `id` was offered and has not claimed to others.
+    pub(crate) fn take_room_back(&mut self, id: u64) {
+        if self.admission.take_back(id) {
+            self.dispatch();
+        }
+    }
+
+    /// Nobody wants the room any more that `id` waits for or was offered.
+    pub(crate) fn renounce_room(&mut self, id: u64) {
+        if self.admission.leave(0, id).is_some() || self.admission.take_back(id) {
+            self.dispatch();
         }
     }
 }

@@ -11,6 +11,9 @@ use crate::memory::MemoryLimit;
 pub struct Stats {
     /// Tasks that wait, in the queue or at a worker that runs another one.
     pub queued: usize,
+    /// Tasks that wait for room in a queue that is at one of its [bounds](crate::PoolBuilder::queue_capacity), and
+    /// services that do.
+    pub waiting_for_room: usize,
     /// Tasks that workers run.
     pub in_flight: usize,
     /// Tasks that workers have answered, with a value or a failure. A chunk of a map is one task.

@@ -435,8 +435,6 @@ fn attach(shared: &Arc<Shared>, services: &Services, link: &Arc<Link>) -> bool {
     core.state.ready(link.place);
     shared.watch_over(&core, link);
     shared.act(core);
-    // A worker that can take a task is room, even in a queue without any.
-    shared.room.notify_additional(usize::MAX);
     true
 }
 

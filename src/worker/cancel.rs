@@ -72,7 +72,9 @@ pub fn cancelled() -> bool {
     listener.current().is_some_and(|id| ledger.is_revoked(id))
 }
 
-/// [`cancelled`] as a future, which is ready when the task that made it should end. For async tasks.
+/// [`cancelled`] as a future, which is ready when the task that made it should end. For async tasks of workers that run
+/// one at a time: where a worker runs [several](crate::PoolBuilder::tasks_per_worker), an async task is dropped at its
+/// next await instead, so that a guard's `Drop` is what can clear up there.
 ///
 /// # Cancel safety
 ///
@@ -88,6 +90,10 @@ pub fn cancellation() -> Cancellation {
 }
 
 /// The future of [`cancellation`]. Made outside of a task, it is never ready.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
 pub struct Cancellation {

@@ -23,6 +23,8 @@ mod imap;
 mod asynchronous;
 mod limits;
 mod worker_limits;
+mod admission;
+mod service;
 mod codec;
 mod duplex;
 mod panics;

@@ -41,6 +41,8 @@ impl<P: Clone> State<P> {
         }
         self.size -= 1;
         self.end(worker);
+        // There may be more workers again than there are, which may be room.
+        self.dispatch();
         true
     }
 
@@ -109,9 +111,12 @@ impl<P: Clone> State<P> {
         self.workers.iter().filter(|worker| filter(worker)).count()
     }
 
-    /// Whether more workers may be started for a task that no worker is free for.
-    pub(super) fn may_grow(&self) -> bool {
-        self.size < self.sizing.most && self.outstanding() < self.sizing.most * self.sizing.lanes
+    /// Tasks that workers may yet be started for, because none is free for them.
+    pub(super) fn lanes_to_grow(&self) -> usize {
+        if self.size == self.sizing.most {
+            return 0;
+        }
+        (self.sizing.most * self.sizing.lanes).saturating_sub(self.outstanding())
     }
 
     /// Tasks that have been accepted and not ended.
@@ -259,7 +264,7 @@ impl<P: Clone> State<P> {
         let missing = (wanted + ahead).saturating_sub(ready + coming);
         for _ in 0..missing {
             let number = self.free_number();
-            let worker = Worker::starting(number, self.life(number));
+            let worker = Worker::starting(number, self.sizing.lanes, self.life(number));
             let index = match self
                 .workers
                 .iter()

@@ -12,10 +12,16 @@ use super::*;
 /// Something that happens. Numbers of workers and tasks are taken modulo how many there are.
 #[derive(Clone, Debug)]
 enum Event {
+    /// Somebody submits a task, and waits for room if there is none and `waits` is set.
     Submit {
         priority: i32,
         bytes: usize,
+        waits: bool,
     },
+    /// Somebody wants room for a task to come.
+    Reserve,
+    /// One of those takes what it was offered, submits its task, or gives up.
+    Reserved(usize, Reserved),
     Cancel {
         task: usize,
         polite: bool,
@@ -58,11 +64,25 @@ enum Event {
     Terminate,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Reserved {
+    Claim,
+    Submit,
+    GiveUp,
+    /// What it was offered is taken back, and it waits again.
+    Forget,
+}
+
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let bytes = prop_oneof![9 => 0..1000_usize, 1 => WAITING_BYTES / 2..WAITING_BYTES * 2];
     let run_time = prop_oneof![Just(1_u64), Just(60), Just(10_000)];
     let event = prop_oneof![
-        160 => (-1..2, bytes).prop_map(|(priority, bytes)| Event::Submit { priority, bytes }),
+        160 => (-1..2, bytes, any::<bool>())
+            .prop_map(|(priority, bytes, waits)| Event::Submit { priority, bytes, waits }),
+        20 => Just(Event::Reserve),
+        40 => (any::<usize>(), prop::sample::select(&[
+            Reserved::Claim, Reserved::Submit, Reserved::GiveUp, Reserved::Forget,
+        ][..])).prop_map(|(index, reserved)| Event::Reserved(index, reserved)),
         40 => (any::<usize>(), any::<bool>()).prop_map(|(task, polite)| Event::Cancel { task, polite }),
         20 => (any::<usize>(), any::<bool>(), any::<bool>())
             .prop_map(|(worker, settled, again)| Event::TimeOut { worker, settled, again }),
@@ -86,6 +106,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
+    /// In the line of those who wait for room.
+    Waits,
     Queued,
     /// Sent there and not answered.
     At(usize),
@@ -170,6 +192,9 @@ struct World {
     state: State<u64>,
     sizing: Sizing,
     phase: Phase,
+    /// Who waits for room for a task to come, was offered some, or has it.
+    reserving: BTreeMap<u64, bool>,
+    kept: usize,
     tasks: BTreeMap<u64, Task>,
     peers: Vec<Peer>,
     /// How often, in the end, what workers are told may overtake the tasks on their way.
@@ -184,6 +209,8 @@ impl World {
             state: State::new(sizing),
             sizing,
             phase: Phase::Open,
+            reserving: BTreeMap::new(),
+            kept: 0,
             tasks: BTreeMap::new(),
             peers: Vec::new(),
             overtaking,
@@ -248,7 +275,13 @@ impl World {
             _ => 0,
         };
         match event {
-            Event::Submit { priority, bytes } => self.submit(priority, bytes),
+            Event::Submit {
+                priority,
+                bytes,
+                waits,
+            } => self.submit(priority, bytes, waits),
+            Event::Reserve => self.reserve(),
+            Event::Reserved(index, reserved) => self.reserved(index, reserved),
             Event::Cancel { task, polite } => {
                 // Now and then one that has ended; mostly one that somebody may still want.
                 let alive = |(_, other): &(&u64, &Task)| task % 8 == 0 || other.place != Place::Ended;
@@ -297,18 +330,22 @@ impl World {
             Event::Idle(_) => {
                 let size = self.state.size();
                 let has_tasks = !self.at(worker).is_empty();
+                let line = self.state.waiting_for_room() > 0;
                 if self.peers[worker].process == Process::Runs && self.state.idle(worker) {
                     assert!(!has_tasks && self.phase == Phase::Open && size > self.sizing.least);
-                    assert_eq!(self.state.size(), size - 1);
+                    // Unless that was room for somebody.
+                    assert!(line || self.state.size() == size - 1);
                 }
             }
             Event::GiveUp => {
                 // Only where nobody works is that ever done.
                 if !self.state.has_live_worker() {
-                    let mut queued = self.state.give_up();
-                    queued.sort_unstable();
-                    assert_eq!(queued, self.queued().collect::<Vec<_>>());
+                    let queued: BTreeSet<u64> = self.queued().collect();
+                    let given_up = self.state.give_up().into_iter();
+                    let (given_up, in_line) = given_up.partition::<Vec<u64>, _>(|id| queued.contains(id));
+                    assert_eq!(given_up.len(), queued.len());
                     queued.into_iter().for_each(|id| self.end(id));
+                    self.refused(in_line);
                 }
             }
             Event::Close => {
@@ -316,6 +353,7 @@ impl World {
                 if self.phase == Phase::Open {
                     self.phase = Phase::Closing;
                 }
+                self.refuse_waiting();
             }
             Event::Terminate => self.terminate(),
         }
@@ -323,41 +361,162 @@ impl World {
         self.check();
     }
 
-    fn submit(&mut self, priority: i32, bytes: usize) {
-        let id = self.tasks.len() as u64 + 1;
-        let waiting = self.state.queued();
-        let may_grow = self.state.may_grow();
-        match self.state.submit(priority, 1, bytes, id) {
-            Ok(given) => {
+    /// Tasks and those who reserve have their ids from one counter.
+    fn next_id(&self) -> u64 {
+        self.state.next_id
+    }
+
+    fn submit(&mut self, priority: i32, bytes: usize, waits: bool) {
+        let id = self.next_id();
+        let before = self.state.occupancy();
+        let to_grow = self.state.lanes_to_grow();
+        let first = self.state.admission.first();
+        let line = first.is_some_and(|(first, _)| first >= priority);
+        let submitted = if waits {
+            self.state.submit_or_wait(priority, 1, bytes, id)
+        } else {
+            self.state.submit(priority, 1, bytes, id).map(|id| (id, false))
+        };
+        match submitted {
+            Ok((given, in_line)) => {
                 assert_eq!(given, id);
                 assert_eq!(self.phase, Phase::Open);
+                assert!(!line || in_line, "task {id} overtakes those that wait");
+                let place = if in_line { Place::Waits } else { Place::Queued };
                 let task = Task {
                     priority,
                     bytes,
-                    place: Place::Queued,
+                    place,
                 };
                 self.tasks.insert(id, task);
                 self.act();
-                if self.sizing.capacity.is_some_and(|capacity| waiting >= capacity) && !may_grow {
+                let after = self.state.occupancy();
+                let Capacity { tasks, bytes: most } = self.sizing.capacity;
+                if tasks.is_some_and(|tasks| before.waiting >= tasks) && to_grow == 0 {
                     assert!(
-                        self.state.queued() <= waiting,
+                        after.waiting <= before.waiting,
                         "task {id} waits beyond the capacity"
                     );
                 }
+                if let (Some(most), 0) = (most, to_grow) {
+                    let most = most.max(before.bytes);
+                    assert!(after.bytes <= most || after.waiting == 1, "{after:?}");
+                }
             }
             Err(Refusal::Closed) => assert_ne!(self.phase, Phase::Open),
-            Err(Refusal::Full { capacity }) => {
-                assert_eq!(Some(capacity), self.sizing.capacity);
-                assert!(waiting >= capacity && !may_grow);
+            Err(Refusal::Full(bound)) => {
+                assert!(!waits && to_grow <= self.kept);
+                let waiting = before.waiting + self.kept;
+                match bound {
+                    QueueBound::Tasks(tasks) => {
+                        assert_eq!(Some(tasks), self.sizing.capacity.tasks);
+                        assert!(waiting >= tasks);
+                    }
+                    QueueBound::Bytes(most) => {
+                        assert_eq!(Some(most), self.sizing.capacity.bytes);
+                        assert!(waiting > 0 && (line || before.bytes + bytes as u64 > most));
+                    }
+                }
             }
         }
+    }
+
+    fn reserve(&mut self) {
+        match self.state.keep_room() {
+            Ok(true) => self.kept += 1,
+            Ok(false) => {
+                let id = self.next_id();
+                self.reserving.insert(id, false);
+                assert_eq!(self.state.wait_for_room(0, id), id);
+            }
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::Closed);
+                assert_ne!(self.phase, Phase::Open);
+            }
+        }
+    }
+
+    fn reserved(&mut self, index: usize, reserved: Reserved) {
+        let offered: Vec<u64> = self.reserving.keys().copied().collect();
+        let id = (!offered.is_empty()).then(|| offered[index % offered.len()]);
+        // What is kept for somebody who has claimed it is in no list.
+        let claimed = self.kept - self.reserving.values().filter(|&&offered| offered).count();
+        match (reserved, id) {
+            (Reserved::Claim, Some(id)) => {
+                let is_offered = self.reserving[&id];
+                assert_eq!(self.state.claim_room(id), is_offered);
+                if is_offered {
+                    self.reserving.remove(&id);
+                }
+            }
+            (Reserved::Forget, Some(id)) if self.reserving[&id] => {
+                self.kept -= 1;
+                self.reserving.remove(&id);
+                self.state.take_room_back(id);
+                self.act();
+                if self.phase == Phase::Open && !self.state.keep_room().unwrap() {
+                    self.reserving.insert(id, false);
+                    self.state.wait_for_room(id, id);
+                    self.act();
+                } else if self.phase == Phase::Open {
+                    self.kept += 1;
+                }
+            }
+            (Reserved::GiveUp, Some(id)) => {
+                if self.reserving.remove(&id) == Some(true) {
+                    self.kept -= 1;
+                }
+                self.state.renounce_room(id);
+            }
+            (Reserved::GiveUp, None) if claimed > 0 => {
+                self.kept -= 1;
+                self.state.release_room();
+            }
+            (Reserved::Submit, _) if claimed > 0 => {
+                self.kept -= 1;
+                let id = self.next_id();
+                match self.state.submit_kept(0, 1, 1, id) {
+                    Ok(given) => {
+                        assert_eq!(given, id);
+                        let task = Task {
+                            priority: 0,
+                            bytes: 1,
+                            place: Place::Queued,
+                        };
+                        self.tasks.insert(id, task);
+                    }
+                    Err(refusal) => {
+                        assert_eq!(refusal, Refusal::Closed);
+                        assert_ne!(self.phase, Phase::Open);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Who waits for room in a pool that takes nothing more is told so.
+    fn refuse_waiting(&mut self) {
+        let waiting = self.state.refuse_waiting();
+        self.refused(waiting);
+    }
+
+    fn refused(&mut self, waiting: Vec<u64>) {
+        for id in waiting {
+            if self.reserving.remove(&id).is_none() {
+                assert_eq!(self.tasks[&id].place, Place::Waits);
+                self.end(id);
+            }
+        }
+        assert!(self.tasks.values().all(|task| task.place != Place::Waits));
+        assert!(self.reserving.values().all(|offered| *offered));
     }
 
     fn cancel(&mut self, id: u64, polite: bool) {
         let Task { priority, place, .. } = *self.task(id);
         let outcome = self.state.cancel(priority, id, polite);
         match place {
-            Place::Queued => {
+            Place::Waits | Place::Queued => {
                 assert_eq!(outcome, Cancelled::Queued(id));
                 self.end(id);
             }
@@ -566,6 +725,7 @@ impl World {
     fn terminate(&mut self) {
         let (mut queued, mut sent) = self.state.terminate();
         self.phase = Phase::Closed;
+        self.refuse_waiting();
         queued.sort_unstable();
         sent.sort_unstable();
         assert_eq!(queued, self.queued().collect::<Vec<_>>());
@@ -625,6 +785,20 @@ impl World {
                     self.task(id).place = Place::At(worker);
                     self.peers[worker].on_the_way.push_back(id);
                 }
+                Action::Admitted { payload: id } => {
+                    let tasks = self.tasks.iter().filter(|(_, task)| task.place == Place::Waits);
+                    let tasks = tasks.map(|(&id, task)| (Reverse(task.priority), id));
+                    let rooms = self.reserving.iter().filter(|&(_, &offered)| !offered);
+                    let first = tasks.chain(rooms.map(|(&id, _)| (Reverse(0), id))).min();
+                    assert_eq!(first.map(|(_, id)| id), Some(id), "somebody was overtaken");
+                    match self.reserving.get_mut(&id) {
+                        Some(offered) => {
+                            *offered = true;
+                            self.kept += 1;
+                        }
+                        None => self.task(id).place = Place::Queued,
+                    }
+                }
                 Action::Recall { worker } => {
                     let peer = &mut self.peers[worker];
                     assert!(!peer.recalling, "recalled twice");
@@ -661,6 +835,7 @@ impl World {
         let waiting: usize = workers.clone().map(|worker| self.waiting(worker)).sum();
         assert_eq!(self.state.queued(), queued + waiting);
         assert_eq!(self.state.phase(), self.phase);
+        self.check_room();
         for worker in workers.clone() {
             assert_eq!(self.state.is_idle(worker), self.at(worker).is_empty());
             assert!(
@@ -690,6 +865,33 @@ impl World {
         self.check_staff();
     }
 
+    /// Whether what waits is counted, and nobody waits for room that there is.
+    fn check_room(&self) {
+        let occupancy = self.state.occupancy();
+        let behind = |worker: &Worker<u64>| {
+            worker
+                .in_flight
+                .iter()
+                .skip(self.sizing.lanes)
+                .map(|task| task.bytes)
+                .sum()
+        };
+        let bytes: Vec<usize> = self.state.workers.iter().map(behind).collect();
+        let queued_bytes: usize = self.queued().map(|id| self.tasks[&id].bytes).sum();
+        assert_eq!(
+            occupancy.bytes,
+            (queued_bytes + bytes.iter().sum::<usize>()) as u64
+        );
+        assert_eq!(occupancy.waiting, self.state.queued());
+        let waits = self.tasks.values().any(|task| task.place == Place::Waits)
+            || self.reserving.values().any(|offered| !offered);
+        assert_eq!(waits, self.state.admission.first().is_some());
+        assert!(
+            !waits || self.state.bound_hit(i32::MIN, None).is_some(),
+            "there is room, and somebody waits for it"
+        );
+    }
+
     /// Whether there are as many workers as there should be, and not more that work.
     fn check_staff(&self) {
         let count = |states: &[WorkerState]| {
@@ -715,7 +917,7 @@ impl World {
         let outstanding = self
             .tasks
             .values()
-            .filter(|task| task.place != Place::Ended)
+            .filter(|task| !matches!(task.place, Place::Waits | Place::Ended))
             .count();
         if self.phase == Phase::Open {
             assert!(size >= outstanding.div_ceil(self.sizing.lanes).min(self.sizing.most));
@@ -778,7 +980,9 @@ impl World {
 }
 
 fn sizings() -> impl Strategy<Value = Sizing> {
-    let capacity = prop_oneof![Just(None), (0..12_usize).prop_map(Some)];
+    let tasks = prop_oneof![Just(None), (0..12_usize).prop_map(Some)];
+    let bytes = prop_oneof![Just(None), (1..3000_u64).prop_map(Some)];
+    let capacity = (tasks, bytes).prop_map(|(tasks, bytes)| Capacity { tasks, bytes });
     let tasks_per_life = prop_oneof![2 => Just(None), 1 => (1..6_u64).prop_map(Some)];
     (0..4_usize, 0..4_usize, 1..4_usize, capacity, tasks_per_life).prop_map(
         |(least, more, lanes, capacity, tasks_per_life)| Sizing {
@@ -789,6 +993,47 @@ fn sizings() -> impl Strategy<Value = Sizing> {
             tasks_per_life,
         },
     )
+}
+
+#[test]
+fn a_worker_that_is_let_go_may_leave_room_for_another() {
+    let capacity = Capacity {
+        tasks: Some(0),
+        bytes: None,
+    };
+    let sizing = Sizing {
+        least: 0,
+        most: 2,
+        lanes: 1,
+        capacity,
+        tasks_per_life: None,
+    };
+    let mut world = World::new(sizing, 0);
+    let submit = Event::Submit {
+        priority: 0,
+        bytes: 0,
+        waits: false,
+    };
+    // Two workers are started for two tasks, and the first does both.
+    world.handle(submit.clone());
+    world.handle(submit);
+    world.handle(Event::Start(0));
+    for _ in 0..2 {
+        for event in [
+            Event::Arrive(0),
+            Event::Begin(0),
+            Event::Finish(0, 0, 50),
+            Event::Read(0),
+        ] {
+            world.handle(event);
+        }
+    }
+    // Its lane is kept for somebody, and somebody else waits for another.
+    world.handle(Event::Reserve);
+    world.handle(Event::Reserve);
+    assert_eq!(world.state.waiting_for_room(), 1);
+    world.handle(Event::Idle(0));
+    assert_eq!(world.state.waiting_for_room(), 0);
 }
 
 proptest! {
@@ -805,6 +1050,11 @@ proptest! {
             world.handle(event);
         }
         world.settle();
+        // Room that somebody keeps and does not use may be what others wait for.
+        while !world.reserving.is_empty() || world.kept > 0 {
+            world.handle(Event::Reserved(0, Reserved::GiveUp));
+            world.settle();
+        }
         for (id, task) in &world.tasks {
             prop_assert_eq!(task.place, Place::Ended, "task {} never ends", id);
         }
