@@ -149,7 +149,8 @@ impl Killer {
         let Some(pidfd) = &self.pidfd else { return false };
         let listens = catches(self.pid, Signal::TERM);
         let family = family(self.pid);
-        if has_ended(pidfd) || !(listens || !family.is_empty()) {
+        let nobody_would_notice = !listens && family.is_empty();
+        if nobody_would_notice || has_ended(pidfd) {
             self.kill();
             return false;
         }
