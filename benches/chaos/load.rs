@@ -410,7 +410,7 @@ impl Load {
         let stream = site
             .pool
             .imap(perform, orders)
-            .look_ahead(random.within(1..200) as usize);
+            .look_ahead(random.within(16..200) as usize);
         let results: Vec<_> = stream.take(taken).collect().await;
         let (settled, rest) = entries.split_at(taken);
         self.settle_each(settled, results);

@@ -547,7 +547,7 @@ impl Call {
                 .take()
         });
         #[cfg(feature = "tracing")]
-        target.companions.retire();
+        let _origin = target.companions.retire();
         let waited = std::mem::take(&mut slot.waits);
         if let Some((gather, index)) = slot.gather.take() {
             slot.state = SlotState::Taken;

@@ -303,7 +303,12 @@ impl Gather {
             if chunk.is_finished() {
                 break;
             }
-            if shared.submit_or_wait(&chunk) {
+            let waits = shared.submit_or_wait(&chunk);
+            if chunk.is_finished() {
+                // By another's failure, perhaps, that came before it had a number to be found by.
+                shared.cancel(&chunk);
+            }
+            if waits {
                 Self::submit_rest(shared, chunk, chunks.collect());
                 break;
             }

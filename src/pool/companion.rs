@@ -19,7 +19,7 @@ pub(crate) struct Companions {
 }
 
 #[cfg(feature = "tracing")]
-enum Origin {
+pub(crate) enum Origin {
     Captured(std::sync::Arc<crate::process::origin::Origin>),
     /// Known to who listens to workers, until this is dropped.
     Announced(#[expect(dead_code, reason = "held for its drop")] crate::process::origin::Ticket),
@@ -67,8 +67,11 @@ impl Companions {
 
     /// The task has ended: what it emitted has come, and nobody will ask for its span any more.
     #[cfg(feature = "tracing")]
-    pub(crate) fn retire(&self) {
-        drop(self.lock().take());
+    ///
+    /// What comes back is to be dropped without locks: the end of a span runs the user's code.
+    #[must_use]
+    pub(crate) fn retire(&self) -> Option<Origin> {
+        self.lock().take()
     }
 
     /// The message to send in front of the task.

@@ -15,7 +15,7 @@ use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
 use super::keeper::{Due, Start};
 use super::link::{Link, Parcel};
-use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State};
+use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State, WorkerState};
 use super::stats::{Latencies, WorkerStats, WorkerStatus};
 use super::timers::{Timers, after};
 use crate::error::{BuildError, Cause, TaskError, TimeLimit, WorkerLoss};
@@ -445,8 +445,9 @@ impl Shared {
         let mut done = Vec::new();
         let mut core = self.lock();
         core.links[worker] = None;
+        let was_told = core.state.worker_state(worker) == WorkerState::Ending;
         let record = &mut core.records[link.number];
-        record.deaths = if link.had_tasks() || link.is_old() {
+        record.deaths = if was_told || link.had_tasks() || link.is_old() {
             0
         } else {
             record.deaths + 1
@@ -675,6 +676,22 @@ impl Core {
         }
     }
 
+    /// A worker did not begin a task, for it was revoked there, and nobody has said how it ends: the time that it may
+    /// wait has come to its end at this moment, or it waits for a worker again.
+    fn unbegun(&mut self, call: Arc<Call>, now: Instant, done: &mut Vec<(Arc<Call>, Outcome)>) {
+        let Ok(limit) = call.waited(now) else {
+            self.resubmit(call, done);
+            return;
+        };
+        let error = call.error_after_tries(Cause::TimedOut { limit, ran: None });
+        let outcome = if call.is_chunk() {
+            Ok(call.lose_rest(&error))
+        } else {
+            Err(error)
+        };
+        done.push((call, outcome));
+    }
+
     /// Puts a task that must run again, or what is left of one, into the queue, if there is time.
     fn resubmit(&mut self, call: Arc<Call>, done: &mut Vec<(Arc<Call>, Outcome)>) {
         call.set_begun();
@@ -752,6 +769,10 @@ impl Core {
             kind::FAILURE => {
                 let failure: Failure = codec::decode(&body).map_err(unreadable)?;
                 if let Some(call) = self.answered(link, id, None, now)? {
+                    if failure == Failure::Cancelled {
+                        self.unbegun(call, now, done);
+                        return Ok(());
+                    }
                     let error = failure_error(call.name(), failure, link.number, link.pid);
                     done.push((call, Err(error)));
                 }

@@ -11,6 +11,7 @@ use super::call::{Call, Outcome};
 use super::dispatch::{Core, Shared};
 use super::in_flight::Stop;
 use super::link::Link;
+use super::state::WorkerState;
 use super::supervisor::{Services, supervise};
 use super::timers::after;
 use crate::error::{Cause, TimeLimit};
@@ -121,8 +122,10 @@ impl Shared {
                     None => {}
                 };
             }
-            // From now on it does not start. If it has done so meanwhile, it is told to end.
+            // From now on it does not start. If it has done so meanwhile, it is told to end. One revokes at a time.
+            let core = self.lock();
             link.ledger.revoke(id);
+            drop(core);
             ran = has_started().then_some((link.number, link.pid));
             // It may be over: what has been answered in time counts, whether or not somebody has read it yet.
             link.read_all(self);
@@ -132,7 +135,11 @@ impl Shared {
         if id == 0 {
             // It is about to be submitted, which finds that it has ended.
             drop(core);
-            call.complete(Err(call.error(cause)), &self.callbacks);
+            call.complete(Err(call.error(cause.clone())), &self.callbacks);
+            if call.id() != 0 {
+                // It was, before it had ended.
+                self.end_call(self.lock(), call, cause);
+            }
         } else {
             self.end_call(core, call, cause);
         }
@@ -293,9 +300,14 @@ impl Shared {
             self.check_idle(&link, end);
             return;
         }
-        // Otherwise it is busy, or stays: the next answer arranges for the next look.
-        watch.idle_check = false;
+        // Otherwise it is busy, or stays: the next answer arranges for the next look. One that stands by has none yet.
+        let stands_by = core.state.worker_state(worker) == WorkerState::Standby;
+        watch.idle_check = stands_by;
         drop(watch);
+        if stands_by {
+            self.check_idle(&link, after(self.config.idle_timeout));
+            return;
+        }
         if since.is_some() && core.state.idle(worker) {
             self.act(core);
             self.changed.notify(usize::MAX);
@@ -311,7 +323,7 @@ impl Shared {
                 worker: link.place,
                 process: link.process,
             };
-            self.timers.insert(after(age - age / 10 * spread / 16), due);
+            self.timers.insert(after(age - age / 160 * spread), due);
         }
         if self.config.can_shrink() {
             let mut watch = link.lock_watch();

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 /// The C library's `struct sigaction`, and room to spare. It is copied from there and back as a whole, or all zeros
 /// but for its first word: the handler comes first in glibc and in musl, and zeros are no flags and an empty mask.
 #[repr(C, align(16))]
-struct Action([usize; 32]);
+struct Action([usize; 64]);
 
 /// `sigset_t`: signal `n` is bit `n - 1` of the first word.
 #[repr(C)]
@@ -48,7 +48,7 @@ pub(crate) fn disposition(signal: Signal) -> Disposition {
 
 impl Action {
     fn new(handler: usize) -> Self {
-        let mut words = [0; 32];
+        let mut words = [0; 64];
         words[0] = handler;
         Self(words)
     }

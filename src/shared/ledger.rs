@@ -237,6 +237,12 @@ impl Ledger {
 
     /// Parent: the task `id` must not start any more. If it has, it is asked to end.
     pub(crate) fn revoke(&self, id: u64) {
+        // Once is enough, and leaves the places to others.
+        let first = LANES + LANE * self.lanes;
+        let mut places = first..first + Self::revocable(self.lanes);
+        if places.any(|index| self.word(index).load(Ordering::Relaxed) == id) {
+            return;
+        }
         let count = self.word(REVOCATIONS).load(Ordering::Relaxed);
         // What is overwritten has left the worker, for it never holds as many tasks as there are places.
         let place = count as usize % Self::revocable(self.lanes);

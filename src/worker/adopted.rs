@@ -70,11 +70,14 @@ impl Undertaker {
     pub(super) fn look(&mut self) -> Option<Duration> {
         let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         if !can_see() {
-            return self.rest();
+            return Self::rest();
         }
         match waitid(WaitId::All, any) {
             Ok(Some(_)) => {}
-            Err(Errno::CHILD) => return self.rest(),
+            Err(Errno::CHILD) => {
+                self.kept.clear();
+                return Self::rest();
+            }
             _ => {
                 self.kept.clear();
                 return Some(SELDOM);
@@ -105,16 +108,20 @@ impl Undertaker {
         for (pid, stat, _) in ended.drain(..over) {
             bury(pid, stat);
         }
+        let before = std::mem::take(&mut self.kept);
         self.kept = ended
             .into_iter()
             .map(|(pid, stat, since)| ((pid, stat.start), since))
             .collect();
+        if over == 0 && before == self.kept && now.is_multiple_of(2) {
+            // Nothing has changed since the last look, and without a task nothing will that matters.
+            return Self::rest();
+        }
         Some(OFTEN)
     }
 
-    /// There is nobody to bury, and without a task nobody will be: an idle worker is not woken for it.
-    fn rest(&mut self) -> Option<Duration> {
-        self.kept.clear();
+    /// Nobody has to be buried before there is a task again: an idle worker is not woken for it.
+    fn rest() -> Option<Duration> {
         RESTS.store(true, Ordering::SeqCst);
         let runs = PHASE.load(Ordering::SeqCst) % 2 == 1;
         // A task may have come meanwhile, whose start has not seen the rest.

@@ -190,6 +190,7 @@ impl<P: Clone> State<P> {
         self.retire();
         self.finish();
         self.step_in();
+        self.dismiss();
         self.start();
     }
 
@@ -250,6 +251,22 @@ impl<P: Clone> State<P> {
         }
     }
 
+    /// Those that stand by for nobody end: fewer workers are wanted than when they were started.
+    fn dismiss(&mut self) {
+        let leaving = self.count(|worker| match worker.state {
+            WorkerState::Ready => worker.wear > Wear::None,
+            state => state == WorkerState::Retiring,
+        });
+        let standby = self.count(|worker| worker.state == WorkerState::Standby);
+        let mut spare = standby.saturating_sub(leaving);
+        for index in (0..self.workers.len()).rev() {
+            if spare > 0 && self.workers[index].state == WorkerState::Standby {
+                self.end(index);
+                spare -= 1;
+            }
+        }
+    }
+
     fn start(&mut self) {
         let wanted = self.wanted();
         if wanted == 0 {
@@ -292,7 +309,7 @@ impl<P: Clone> State<P> {
         let limit = self.sizing.tasks_per_life?;
         let is_first = self.workers.len() < self.sizing.least;
         let spread = if is_first {
-            limit * number as u64 / (4 * self.sizing.least as u64)
+            (u128::from(limit) * number as u128 / (4 * self.sizing.least as u128)) as u64
         } else {
             0
         };
