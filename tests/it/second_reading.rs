@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::StreamExt;
-use procession::{Output, Pool};
+use procession::{Output, Pool, TaskErrorKind};
 use rustix::process::Signal;
 
 use crate::fuse::within;
@@ -83,4 +83,43 @@ async fn idle_workers_that_are_killed_again_and_again_do_not_fail_the_pool() {
     }
     assert_eq!(within(pool.apply(same::<u32>, 3)).await.unwrap(), 3);
     assert_eq!(pool.stats().restarts, 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_that_are_late_in_the_queue_time_out_and_are_never_cancelled() {
+    let pool = pool(2).await;
+    let (mut done, mut late) = (0, 0);
+    for round in 0..40 {
+        let handles: Vec<_> = (0..500)
+            .map(|n| {
+                let patience = std::time::Duration::from_micros(20 * ((n + round) % 50) + 1);
+                pool.task(same::<u64>, n).queue_timeout(patience).submit()
+            })
+            .collect();
+        for handle in handles {
+            match within(handle).await {
+                Ok(_) => done += 1,
+                Err(error) => {
+                    let is_late = matches!(error.kind(), TaskErrorKind::TimedOut(_));
+                    assert!(is_late, "{error}");
+                    late += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(done + late, 20_000);
+}
+
+#[tokio::test]
+async fn the_greatest_limits_are_no_overflow() {
+    let builder = Pool::builder()
+        .workers(5)
+        .max_worker_age(std::time::Duration::MAX)
+        .max_tasks_per_worker(u64::MAX)
+        .max_worker_memory(u64::MAX)
+        .task_timeout(std::time::Duration::MAX)
+        .queue_timeout(std::time::Duration::MAX)
+        .task_deadline(std::time::Duration::MAX);
+    let pool = within(builder.build()).await.unwrap();
+    assert_eq!(within(pool.map(same::<u32>, 0..100)).await.unwrap().len(), 100);
 }
