@@ -467,7 +467,8 @@ impl TaskError {
         self.kind() == TaskErrorKind::Cancelled
     }
 
-    /// Whether the pool no longer takes or runs tasks: closed, terminated, failed, or its runtime is gone.
+    /// Whether the pool did not take or run the task: closed, terminated, its runtime gone, or failed, which may pass
+    /// ([`Pool::is_open`](crate::Pool::is_open) tells).
     #[must_use]
     pub fn is_pool_closed(&self) -> bool {
         matches!(

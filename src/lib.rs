@@ -26,7 +26,7 @@
 //!    It is *queued*, by priority and then by order of submission.
 //! 3. It is sent to a worker, as a frame that carries the row's number and the argument, and is *in flight* from then
 //!    on. An idle worker gets it directly from whoever submitted it. A busy one is sent some tasks ahead when tasks
-//!    are short; they are called back when another worker becomes idle.
+//!    are short; they are called back when another worker becomes idle, or when what runs there turns out to be long.
 //! 4. The worker looks the row up, decodes the argument, runs the function on its main thread, and encodes the result.
 //! 5. The parent finds the task by its number. Callbacks run; then whoever awaits the task decodes the result, on
 //!    their own thread.

@@ -302,8 +302,9 @@ impl PoolBuilder {
     /// How many tasks a worker runs at a time, which makes sense for async tasks: blocking ones still run one after
     /// the other there.
     ///
-    /// With more than one, a task that is cancelled while it runs does not cost the worker: an async one is dropped
-    /// at its next await, and a blocking one runs to its end. A worker that dies takes all of them with it. Zero is
+    /// With more than one, an async task that is cancelled or out of time is dropped at its next await. One that has
+    /// not ended within a second, blocking or never awaiting, costs the worker, as any death of the worker takes all
+    /// that it runs with it. Zero is
     /// an error, as are more than 4096. Defaults to 1.
     pub fn tasks_per_worker(mut self, tasks: usize) -> Self {
         self.tasks_per_worker = tasks;
@@ -325,8 +326,9 @@ impl PoolBuilder {
     /// How many bytes the tasks that wait may have, as they are encoded; those that run are not counted. At this bound
     /// the same happens as at [`queue_capacity`](Self::queue_capacity), which may be set too: then both hold.
     ///
-    /// A task that is larger than the bound is not refused for ever: it may wait alone. Tasks that wait thus hold at
-    /// most this much memory, or one task. Zero is an error. Defaults to no bound.
+    /// A task that is larger than the bound is not refused for ever: it may wait alone. The queue thus holds at most
+    /// this much memory, or one task. Callers who wait for room hold their arguments besides: bound how many there are,
+    /// or use [`try_apply`](Pool::try_apply). Zero is an error. Defaults to no bound.
     pub fn queue_capacity_bytes(mut self, bytes: u64) -> Self {
         self.queue_capacity_bytes = Some(bytes);
         self

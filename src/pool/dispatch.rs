@@ -61,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) records: Vec<WorkerRecord>,
     pub(crate) latencies: Latencies,
     pub(crate) end: Option<End>,
+    /// Tasks were ended with the pool that had been accepted.
+    cut_off: bool,
     /// Why no worker starts, while none does.
     failing: Option<BuildError>,
 }
@@ -123,6 +125,7 @@ impl Shared {
             records: Vec::new(),
             latencies: Latencies::default(),
             end: None,
+            cut_off: false,
             failing: None,
         };
         let (starts, to_start) = mpsc::unbounded_channel();
@@ -224,7 +227,7 @@ impl Shared {
     /// Ends tasks that are not taken.
     pub(super) fn refuse(&self, calls: Vec<Arc<Call>>, cause: &Cause) {
         for call in calls {
-            call.complete(Err(call.error(cause.clone())), &self.callbacks);
+            call.complete(Err(call.error_after_tries(cause.clone())), &self.callbacks);
         }
     }
 
@@ -342,6 +345,9 @@ impl Shared {
                         }
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
+                        if !urgent {
+                            self.wait_at(link);
+                        }
                         if link.push(Parcel::Task(frame), id) || urgent {
                             if !flush.iter().any(|other| Arc::ptr_eq(other, link)) {
                                 flush.push(Arc::clone(link));
@@ -531,6 +537,7 @@ impl Shared {
         core.end = Some(end.clone());
         let (queued, sent) = core.state.terminate();
         let waiting = core.state.refuse_waiting();
+        core.cut_off |= !(queued.is_empty() && sent.is_empty() && waiting.is_empty());
         let links: Vec<Arc<Link>> = core.links.iter().flatten().cloned().collect();
         let is_over = core.is_over();
         drop(core);
@@ -544,7 +551,8 @@ impl Shared {
         self.refuse(waiting, &end.cause(None));
         for (calls, began) in [(queued, false), (sent, true)] {
             for call in calls {
-                call.complete(Err(call.error(end.cause(Some(began)))), &self.callbacks);
+                let error = call.error_after_tries(end.cause(Some(began)));
+                call.complete(Err(error), &self.callbacks);
             }
         }
         self.changed.notify(usize::MAX);
@@ -560,6 +568,12 @@ impl Shared {
             own.spawn(async move { ears.flushed(grace).await }).await.ok();
         }
         self.callbacks.settled().await;
+    }
+
+    /// Whether every task that was accepted has been done.
+    pub(crate) fn is_done(&self) -> bool {
+        let core = self.lock();
+        !core.cut_off && core.state.queued() + core.state.running() == 0
     }
 
     /// Waits until every worker is gone.

@@ -151,8 +151,9 @@ impl Pool {
     /// The argument is encoded now, the task submitted when the future is first polled. While the queue is at its
     /// [bound](PoolBuilder::queue_capacity) it waits for room, behind those that came before it.
     ///
-    /// Dropping the future cancels the task: queued, it never runs; running, its worker is killed and replaced, unless
-    /// that runs [several tasks](PoolBuilder::tasks_per_worker).
+    /// Dropping the future cancels the task: queued, it never runs; running, it is
+    /// [stopped](crate::what_happens_when): one that asks [`cancelled`](crate::worker::cancelled) may end by itself, any
+    /// other costs its worker, which is replaced.
     ///
     /// # Errors
     ///
@@ -375,26 +376,25 @@ impl Pool {
     }
 
     /// Closes the pool, gives its tasks so long to finish, terminates what is left, and waits for the workers' end.
-    /// `true` when every task had finished in time.
+    /// `true` when every task had been done by then, whatever its outcome; `false` too where somebody else terminated
+    /// the pool before that.
     ///
     /// # Cancel safety
     ///
     /// Not cancel safe: dropped before it is ready, the pool is closed and not terminated.
     pub async fn shutdown(&self, grace: Duration) -> bool {
         self.close();
-        let in_time = match runtime::handle() {
-            Ok(own) => {
-                let shared = Arc::clone(self.shared());
-                // On the library's runtime, for the caller's may have no timers, or be none.
-                let waiting =
-                    own.spawn(async move { tokio::time::timeout(grace, shared.all_gone()).await.is_ok() });
-                waiting.await.unwrap_or(false)
-            }
-            Err(_) => false,
-        };
+        if let Ok(own) = runtime::handle() {
+            let shared = Arc::clone(self.shared());
+            // On the library's runtime, for the caller's may have no timers, or be none.
+            let waiting =
+                own.spawn(async move { tokio::time::timeout(grace, shared.all_gone()).await.is_ok() });
+            waiting.await.ok();
+        }
+        let done = self.shared().is_done();
         self.terminate();
         self.shared().settled().await;
-        in_time
+        done
     }
 
     /// A snapshot of the pool: what waits, what runs, how long tasks took, and its [`workers`](Self::workers).

@@ -18,6 +18,9 @@ use crate::error::{Cause, TimeLimit};
 use crate::shared::ledger::clock;
 use crate::signals::suspended_between;
 
+/// A task that runs for longer than this is long: nothing waits behind it.
+const LONG: Duration = Duration::from_millis(10);
+
 /// A worker that is to be started.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
@@ -35,6 +38,8 @@ pub(crate) enum Due {
     Expire(Weak<Call>),
     /// A task at a worker may run for too long.
     Check { worker: usize, process: u64 },
+    /// Tasks may wait at a worker behind one that is long.
+    Wait { worker: usize, process: u64 },
     /// A task that shall be stopped may still stand at its worker.
     Stop { worker: usize, process: u64, id: u64 },
     /// A worker is old.
@@ -49,6 +54,8 @@ pub(crate) struct Watch {
     /// The next look at how long its tasks have run.
     check: Option<Instant>,
     idle_since: Option<Instant>,
+    /// A look at what waits there is due.
+    wait_check: bool,
     /// A look at how long it has been idle is due.
     idle_check: bool,
 }
@@ -84,6 +91,7 @@ impl Shared {
                     }
                 }
                 Due::Check { worker, process } => self.check(worker, process),
+                Due::Wait { worker, process } => self.look_behind(worker, process),
                 Due::Stop { worker, process, id } => {
                     let mut core = self.lock();
                     if core.link(worker, process).is_some() {
@@ -157,6 +165,42 @@ impl Shared {
             process: link.process,
         };
         self.timers.insert(at, due);
+    }
+
+    /// A task was sent to a busy worker: it must not wait there for long while others could have it.
+    pub(crate) fn wait_at(&self, link: &Link) {
+        let mut watch = link.lock_watch();
+        if !watch.wait_check {
+            watch.wait_check = true;
+            drop(watch);
+            let due = Due::Wait {
+                worker: link.place,
+                process: link.process,
+            };
+            self.timers.insert(after(LONG), due);
+        }
+    }
+
+    /// Looks whether tasks wait at a worker behind long ones, and takes them back.
+    fn look_behind(&self, worker: usize, process: u64) {
+        let mut core = self.lock();
+        let Some(link) = core.link(worker, process) else {
+            return;
+        };
+        link.lock_watch().wait_check = false;
+        if !core.state.has_waiting(worker) {
+            return;
+        }
+        let started = link.ledger.started();
+        let last = started.iter().map(|started| started.since).max();
+        let ran = last.map_or(0, |since| clock().saturating_sub(since));
+        let is_full = started.len() == self.config.tasks_per_worker;
+        if is_full && u128::from(ran) >= LONG.as_nanos() {
+            core.state.rescue(worker);
+            self.act(core);
+        } else {
+            self.wait_at(&link);
+        }
     }
 
     /// Looks how long tasks at a worker have run.

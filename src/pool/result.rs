@@ -123,8 +123,8 @@ impl<R: 'static> AsyncResult<R> {
 }
 
 impl<R> AsyncResult<R> {
-    /// Cancels the task: queued, it never runs; running, its worker is killed and replaced, unless that runs
-    /// [several tasks](crate::PoolBuilder::tasks_per_worker): then an async one is dropped at its next await. The handle then gives
+    /// Cancels the task: queued, it never runs; running, it is [stopped](crate::what_happens_when): one that asks
+    /// [`cancelled`](crate::worker::cancelled) may end by itself, any other costs its worker. The handle then gives
     /// [`Cancelled`](crate::TaskErrorKind::Cancelled). A task that has ended keeps its outcome.
     #[doc(alias = "cancel")]
     pub fn abort(&self) {
@@ -381,7 +381,8 @@ impl<R: DeserializeOwned + 'static> Task<R> {
 
     /// How often the task is tried again after its worker was lost or its [`timeout`](Self::timeout) was up. A failure
     /// that the task itself has, a panic, an error that it returns, is never tried again. The error of the last try
-    /// has [those of all](TaskError::attempts). Only for tasks that may run more than once. Defaults to
+    /// has [those of all](TaskError::attempts). Tries follow each other without a pause. Only for tasks that may run
+    /// more than once. Defaults to
     /// [`task_retries`](crate::PoolBuilder::task_retries).
     pub fn retries(mut self, retries: u32) -> Self {
         self.options.retries = retries;

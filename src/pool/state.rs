@@ -713,7 +713,7 @@ impl<P: Clone> State<P> {
             if self.queue.is_empty() {
                 self.balance();
             } else if self.answers.is_multiple_of(PATIENCE) {
-                self.rescue();
+                self.rescue_all();
             }
             self.grow();
             if !self.restaff || self.phase == Phase::Closed {
@@ -787,8 +787,23 @@ impl<P: Clone> State<P> {
         best.map(|(index, len)| (index, len < lanes))
     }
 
+    /// What `worker` runs has turned out to be long: what waits there is taken back.
+    pub(crate) fn rescue(&mut self, worker: usize) {
+        if self.has_waiting(worker) {
+            self.workers[worker].held = true;
+            self.recall(worker);
+            self.dispatch();
+        }
+    }
+
+    /// Whether tasks wait at `worker`.
+    pub(crate) fn has_waiting(&self, worker: usize) -> bool {
+        let busy = &self.workers[worker];
+        busy.is_up() && busy.waiting(self.sizing.lanes) > 0
+    }
+
     /// Takes back what waits behind a task that has turned out to be long, while others go on.
-    fn rescue(&mut self) {
+    fn rescue_all(&mut self) {
         let up = self.workers.iter().filter(|worker| worker.is_up()).count() as u64;
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];

@@ -2,6 +2,7 @@
 //! what signals do; and every `unsafe` line that this takes.
 
 pub(crate) mod at_exit;
+pub(crate) mod c_stdout;
 pub(crate) mod ledger;
 pub(crate) mod watched;
 pub(crate) mod dispositions;

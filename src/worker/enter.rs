@@ -21,8 +21,8 @@ use super::inbox::Inbox;
 use super::reply::Replies;
 use super::{IDENTITY, Identity, cancel, limits, marks, memory, panic, serve, stdio, watch};
 use crate::process::descendants::Sweep;
-use crate::shared::dispositions;
 use crate::shared::ledger::Ledger;
+use crate::shared::{c_stdout, dispositions};
 use crate::task::entry::Run;
 use crate::task::table;
 use crate::wire::codec::{self, message_bytes};
@@ -95,6 +95,7 @@ fn work(depth: u32) -> io::Result<()> {
     drop(memory);
     ledger.advance(greeted);
     stdio::redirect_stdout(welcome.stdout, stdout)?;
+    c_stdout::by_lines();
     marks::set_up(&welcome.words)?;
     set_name(welcome.worker);
     panic::install_hook();

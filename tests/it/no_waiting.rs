@@ -141,3 +141,40 @@ async fn tasks_behind_a_long_one_do_not_wait_for_the_queue_to_be_empty() {
     gate.open();
     within(long).await.unwrap();
 }
+
+fn last(n: u64) -> u64 {
+    let began = std::time::Instant::now();
+    while began.elapsed() < std::time::Duration::from_millis(10) {
+        std::hint::spin_loop();
+    }
+    n
+}
+
+#[tokio::test]
+async fn tasks_that_were_taken_for_short_do_not_wait_for_one_that_is_long() {
+    let pool = pool(2).await;
+    // The past was short, the present is not.
+    for n in 0..300 {
+        within(pool.apply(same::<u64>, n)).await.unwrap();
+    }
+    let (mut gate, argument) = gate();
+    let long = pool.apply_async(wait_at, argument);
+    let order = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let others: Vec<_> = (0..200)
+        .map(|n| {
+            let order = std::sync::Arc::clone(&order);
+            pool.apply_async(last, n)
+                .callback(move |&n| order.lock().unwrap().push(n))
+        })
+        .collect();
+    gate.entered();
+    for other in others {
+        within(other).await.unwrap();
+    }
+    gate.open();
+    within(long).await.unwrap();
+    let order = order.lock().unwrap();
+    // Nobody is overtaken by more than what was sent ahead in the same moment.
+    let overtaken = |&(place, &n): &(usize, &u64)| place as u64 > n + 20;
+    assert_eq!(order.iter().enumerate().find(overtaken), None, "{order:?}");
+}

@@ -180,7 +180,10 @@ async fn shutdown_lets_tasks_finish_in_time_and_says_whether_they_did() {
         TaskErrorKind::PoolClosed
     );
     assert!(!exists(worker));
-    assert!(within(hasty.shutdown(Duration::ZERO)).await);
+    assert!(
+        !within(hasty.shutdown(Duration::ZERO)).await,
+        "some were not done"
+    );
 }
 
 #[tokio::test]
@@ -368,4 +371,19 @@ fn threads_do_not_grow_with_workers() {
             assert!(many <= few + 24, "{few} with 2 workers, {many} with 24");
         });
     });
+}
+
+#[tokio::test]
+async fn shutdown_says_whether_tasks_were_done_and_not_whether_workers_are_gone() {
+    let terminated = pool(1).await;
+    let (_gate, argument) = gate();
+    let stuck = terminated.apply_async(wait_at, argument);
+    terminated.terminate();
+    assert!(!within(terminated.shutdown(Duration::from_secs(20))).await);
+    within(stuck).await.unwrap_err();
+
+    let idle = pool(1).await;
+    within(idle.apply(same::<u32>, 1)).await.unwrap();
+    assert!(within(idle.shutdown(Duration::ZERO)).await);
+    assert!(within(idle.shutdown(Duration::ZERO)).await, "and it stays so");
 }
