@@ -7,11 +7,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::Error;
 
 /// Tasks whose starts are remembered at a time.
 pub(crate) const SLOTS: u64 = 1 << 20;
+
+/// The lowest number of the file's descriptor in a worker.
+const PRIVATE: i32 = 100;
 
 /// Where workers find the file.
 pub(crate) const VARIABLE: &str = "CHAOS_STARTS";
@@ -59,7 +63,10 @@ pub(crate) fn record(id: u64) {
     if file.is_none() {
         *file = std::env::var(VARIABLE)
             .ok()
-            .and_then(|path| OpenOptions::new().read(true).write(true).open(path).ok());
+            .and_then(|path| OpenOptions::new().read(true).write(true).open(path).ok())
+            // Out of the way: in the place of a standard stream that a task has closed, it would be printed to.
+            .and_then(|file| fcntl_dupfd_cloexec(file, PRIVATE).ok())
+            .map(File::from);
     }
     let mut count = [0];
     if let Some(file) = &*file
