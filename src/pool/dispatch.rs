@@ -34,6 +34,10 @@ const LOSSES_BEFORE_START: u32 = 5;
 const RECALL_GRACE: Duration = Duration::from_secs(1);
 /// What a chunk may take to its next element, where it can end, before its worker is stopped.
 const CHUNK_GRACE: Duration = Duration::from_millis(10);
+/// Workers that may die of their first task, one after the other, before the next is started after a pause. Each is paid
+/// for by a task, so that these pauses stay short: they double up to the fourth.
+const STORM: u32 = 20;
+const LONGEST_STORM: u32 = 4;
 /// Stopped workers, beside one for each place, that may take their time to end. Beyond them they are killed at once.
 const MOST_LINGERING: usize = 4;
 
@@ -77,6 +81,8 @@ pub(crate) struct WorkerRecord {
     pub(crate) failures: u32,
     /// Workers that died with nothing to do, one after the other.
     pub(crate) deaths: u32,
+    /// Workers that died of their first task, one after the other.
+    pub(crate) crashes: u32,
 }
 
 /// Why a pool takes no tasks, other than by being closed.
@@ -452,7 +458,13 @@ impl Shared {
         let mut core = self.lock();
         core.links[worker] = None;
         let was_told = core.state.worker_state(worker) == WorkerState::Ending;
+        let has_worked = link.has_answered() || started.iter().any(|started| started.element > 0);
         let record = &mut core.records[link.number];
+        record.crashes = if was_told || has_worked || link.is_old() {
+            0
+        } else {
+            record.crashes + u32::from(link.had_tasks())
+        };
         record.deaths = if was_told || link.had_tasks() || link.is_old() {
             0
         } else {
@@ -639,7 +651,9 @@ impl Core {
         let start = Start {
             worker,
             number,
-            failures: record.failures + record.deaths,
+            failures: record.failures
+                + record.deaths
+                + record.crashes.saturating_sub(STORM).min(LONGEST_STORM),
         };
         // The keeper goes when the pool is over, and then nothing is started.
         starts.send(start).ok();
@@ -863,6 +877,7 @@ impl Core {
             .answered(link.place, id, run_time)
             .ok_or_else(|| unknown(id))?;
         self.records[link.number].tasks_done += 1;
+        link.set_answered();
         if let Some(call) = &call {
             self.latencies
                 .record(now.saturating_duration_since(call.submitted));

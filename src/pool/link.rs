@@ -83,6 +83,7 @@ pub(crate) struct Link {
     /// Told when the worker was sent a SIGTERM.
     pub(crate) stopping: Notify,
     had_tasks: AtomicBool,
+    has_answered: AtomicBool,
     is_worn: AtomicBool,
     began: Instant,
     watch: Mutex<Watch>,
@@ -167,6 +168,7 @@ impl Link {
             ending: Notify::new(),
             stopping: Notify::new(),
             had_tasks: AtomicBool::new(false),
+            has_answered: AtomicBool::new(false),
             is_worn: AtomicBool::new(false),
             began: Instant::now(),
             watch: Mutex::default(),
@@ -177,6 +179,15 @@ impl Link {
     /// Whether the worker was ever sent a task.
     pub(crate) fn had_tasks(&self) -> bool {
         self.had_tasks.load(Ordering::Relaxed)
+    }
+
+    /// Whether the worker has ever answered a task.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.has_answered.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_answered(&self) {
+        self.has_answered.store(true, Ordering::Relaxed);
     }
 
     /// Whether it has been up for so long that its end is no sign of trouble with its start.

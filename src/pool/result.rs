@@ -381,7 +381,8 @@ impl<R: DeserializeOwned + 'static> Task<R> {
 
     /// How often the task is tried again after its worker was lost or its [`timeout`](Self::timeout) was up. A failure
     /// that the task itself has, a panic, an error that it returns, is never tried again. The error of the last try
-    /// has [those of all](TaskError::attempts). Tries follow each other without a pause. Only for tasks that may run
+    /// has [those of all](TaskError::attempts). Tries follow each other at once, but for the
+    /// short pauses between workers that die of their first task time and again. Only for tasks that may run
     /// more than once. Defaults to
     /// [`task_retries`](crate::PoolBuilder::task_retries).
     pub fn retries(mut self, retries: u32) -> Self {
