@@ -175,7 +175,7 @@ impl Load {
                 16..18 => self.try_apply(&site, &mut random).await,
                 18 => self.map(&site, &mut random).await,
                 19..21 => self.collect(&site, &mut random).await,
-                21 => self.imap(&site, &mut random).await,
+                21 => self.imap(&site, &mut random, number).await,
                 22 => self.unordered(&site, &mut random).await,
                 _ => self.map_aborted(&site, &mut random).await,
             }
@@ -403,15 +403,21 @@ impl Load {
         }
     }
 
-    async fn imap(&self, site: &Site, random: &mut Random) {
+    async fn imap(&self, site: &Site, random: &mut Random, number: usize) {
         let orders = self.elements(random, site);
         let entries = self.enter_all(site, &orders, Class::Imap, site.retries, site.may);
         let taken = self.taken(random, entries.len());
         let stream = site
             .pool
             .imap(perform, orders)
-            .look_ahead(random.within(16..200) as usize);
-        let results: Vec<_> = stream.take(taken).collect().await;
+            .look_ahead(random.within(1..200) as usize);
+        let mut stream = stream.take(taken);
+        let mut results = Vec::new();
+        while let Some(result) = stream.next().await {
+            results.push(result);
+            // Each of them has its time: one after the other they may take long.
+            self.wait(number, format!("an element of a stream on pool {}", site.name));
+        }
         let (settled, rest) = entries.split_at(taken);
         self.settle_each(settled, results);
         rest.iter()

@@ -170,7 +170,8 @@ impl Shared {
     /// A task was sent to a busy worker: it must not wait there for long while others could have it.
     pub(crate) fn wait_at(&self, link: &Link) {
         let mut watch = link.lock_watch();
-        if !watch.wait_check {
+        // A single worker has nobody to leave it to.
+        if !watch.wait_check && self.config.workers > 1 {
             watch.wait_check = true;
             drop(watch);
             let due = Due::Wait {

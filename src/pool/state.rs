@@ -32,10 +32,6 @@ const WAITING_WORK: Duration = Duration::from_micros(200);
 /// Bytes that tasks at a busy worker may add up to before it is sent no more.
 const WAITING_BYTES: usize = 1 << 20;
 
-/// Answers of others, for each worker that is up, while a worker gives none: then it runs something long, and what
-/// waits there is taken back although there is other work.
-const PATIENCE: u64 = 2 * DEEPEST as u64;
-
 /// How large a pool may be, and what it takes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizing {
@@ -141,8 +137,6 @@ struct Worker<P> {
     held: bool,
     /// Tasks that it may still be sent.
     budget: Option<u64>,
-    /// How many answers there had been when it gave its last, or was sent the task that it has had since.
-    heard: u64,
 }
 
 impl<P> Worker<P> {
@@ -155,7 +149,6 @@ impl<P> Worker<P> {
             recalling: false,
             held: false,
             budget,
-            heard: 0,
         }
     }
 
@@ -217,8 +210,6 @@ pub(crate) struct State<P> {
     depth: usize,
     /// A moving average of run times.
     run_time: Option<Duration>,
-    /// Tasks that workers have answered.
-    answers: u64,
     actions: VecDeque<Action<P>>,
 }
 
@@ -236,7 +227,6 @@ impl<P: Clone> State<P> {
             restaff: true,
             depth: 1,
             run_time: None,
-            answers: 0,
             actions: VecDeque::new(),
         };
         state.staff();
@@ -433,8 +423,6 @@ impl<P: Clone> State<P> {
     ) -> Option<Option<P>> {
         let task = self.workers[worker].in_flight.remove(id)?;
         self.workers[worker].held = false;
-        self.answers += 1;
-        self.workers[worker].heard = self.answers;
         if let Some(run_time) = run_time {
             self.learn(run_time);
         }
@@ -712,8 +700,6 @@ impl<P: Clone> State<P> {
             }
             if self.queue.is_empty() {
                 self.balance();
-            } else if self.answers.is_multiple_of(PATIENCE) {
-                self.rescue_all();
             }
             self.grow();
             if !self.restaff || self.phase == Phase::Closed {
@@ -749,11 +735,7 @@ impl<P: Clone> State<P> {
             payload: payload.clone(),
             stop: Stop::No,
         };
-        let busy = &mut self.workers[worker];
-        if busy.in_flight.is_empty() {
-            busy.heard = self.answers;
-        }
-        busy.in_flight.push(sent);
+        self.workers[worker].in_flight.push(sent);
         self.spend(worker, weight);
         self.actions.push_back(Action::Send {
             worker,
@@ -800,19 +782,6 @@ impl<P: Clone> State<P> {
     pub(crate) fn has_waiting(&self, worker: usize) -> bool {
         let busy = &self.workers[worker];
         busy.is_up() && busy.waiting(self.sizing.lanes) > 0
-    }
-
-    /// Takes back what waits behind a task that has turned out to be long, while others go on.
-    fn rescue_all(&mut self) {
-        let up = self.workers.iter().filter(|worker| worker.is_up()).count() as u64;
-        for index in 0..self.workers.len() {
-            let worker = &mut self.workers[index];
-            let is_stuck = worker.is_up() && self.answers - worker.heard >= PATIENCE * up;
-            if is_stuck && worker.waiting(self.sizing.lanes) > 0 {
-                worker.held = true;
-                self.recall(index);
-            }
-        }
     }
 
     /// With nothing queued and a worker idle, takes back what waits at a busy one.

@@ -54,6 +54,8 @@ enum Event {
     },
     /// A task that shall be stopped has stood at a worker for long.
     Unresponsive(usize),
+    /// What a worker runs has turned out to be long.
+    Rescue(usize),
     /// A worker is old, or large.
     Wear(usize),
     /// A worker has had nothing to do for long.
@@ -95,6 +97,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         160 => any::<usize>().prop_map(Event::Read),
         20 => (any::<usize>(), prop::bool::weighted(0.3)).prop_map(|(worker, rest)| Event::Die { worker, rest }),
         20 => any::<usize>().prop_map(Event::Unresponsive),
+        20 => any::<usize>().prop_map(Event::Rescue),
         8 => any::<usize>().prop_map(Event::Wear),
         8 => any::<usize>().prop_map(Event::Idle),
         1 => Just(Event::GiveUp),
@@ -267,6 +270,7 @@ impl World {
             | Event::Read(worker)
             | Event::Die { worker, .. }
             | Event::Unresponsive(worker)
+            | Event::Rescue(worker)
             | Event::Wear(worker)
             | Event::Idle(worker) => match self.peers.len() {
                 0 => return,
@@ -320,6 +324,11 @@ impl World {
                     self.state.unresponsive(worker, id);
                     self.act();
                     self.hard = false;
+                }
+            }
+            Event::Rescue(_) => {
+                if self.phase != Phase::Closed {
+                    self.state.rescue(worker);
                 }
             }
             Event::Wear(_) => {
