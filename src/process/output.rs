@@ -52,8 +52,8 @@ pub struct Line {
     /// The task that the worker ran: its [id](crate::AsyncResult::id). `None` between tasks, and where the worker runs
     /// [several at a time](crate::PoolBuilder::tasks_per_worker).
     ///
-    /// What a process that outlives its task prints later counts as the words of the task that runs then, and so does
-    /// what a C library kept in a buffer.
+    /// What a process that outlives its task prints later counts as the words of the task that runs then. What the task
+    /// itself had in a buffer, after a `print!` without the end of a line, say, is lost where it dies.
     pub task: Option<u64>,
     /// The task's name: its function, as the compiler calls it.
     pub task_name: Option<&'static str>,

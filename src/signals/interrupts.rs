@@ -122,6 +122,9 @@ impl Pool {
 /// println!("{}, all done: {}", drained.interrupt, drained.all_done);
 /// # Ok(()) }
 /// ```
+///
+/// It goes on counting as long as it is held, also when its pools have ended: drop it then, or its next signal ends the
+/// program, whatever other pools are about.
 #[derive(Clone, Debug)]
 #[must_use = "signals are passed on to pools as long as this is held"]
 pub struct Interrupts {
