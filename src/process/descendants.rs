@@ -36,7 +36,7 @@ const MOST_REMAINS: usize = 1024;
 pub(crate) struct Stat {
     state: u8,
     pub(crate) parent: i32,
-    group: i32,
+    pub(crate) group: i32,
     pub(crate) session: i32,
     /// When it started, in ticks since the machine did: with the number it names a process for good.
     pub(crate) start: u64,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, getpid, getsid, pidfd_open, waitid};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, getpid, pidfd_open, waitid};
 
 use crate::process::descendants::{Stat, can_see, children};
 
@@ -84,7 +84,8 @@ impl Undertaker {
             }
         }
         let now = PHASE.load(Ordering::Relaxed);
-        let own_session = getsid(None).ok().map(Pid::as_raw_pid);
+        // Not `getsid`, which rustix takes to be a number: 0 is a session that was opened outside a container.
+        let own_session = Stat::of(getpid()).map(|own| own.session);
         let mut ended = Vec::new();
         for pid in children(getpid()) {
             let Some(stat) = Stat::of(pid).filter(Stat::has_ended) else {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitOptions, getpgrp, getpid, kill_current_process_group,
+    Pid, Resource, Rlimit, Signal, WaitOptions, getpid, kill_current_process_group,
     set_child_subreaper, set_parent_process_death_signal, setpriority_process, setrlimit, wait,
 };
 use rustix::thread::gettid;
@@ -20,7 +20,7 @@ use super::forward;
 use super::inbox::Inbox;
 use super::reply::Replies;
 use super::{IDENTITY, Identity, cancel, limits, marks, memory, panic, serve, stdio, watch};
-use crate::process::descendants::Sweep;
+use crate::process::descendants::{Stat, Sweep};
 use crate::shared::ledger::Ledger;
 use crate::shared::{c_stdout, dispositions};
 use crate::task::entry::Run;
@@ -247,7 +247,7 @@ pub(super) fn die() -> ! {
     bury_all();
     Sweep::new(getpid(), None).run(LONGEST_SWEEP);
     // Only as the leader of a group of its own: a launcher may have put the worker into somebody else's.
-    if getpgrp() == getpid() {
+    if Stat::of(getpid()).is_some_and(|own| own.group == getpid().as_raw_pid()) {
         kill_current_process_group(Signal::KILL).ok();
     }
     exit(0)
