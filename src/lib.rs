@@ -99,6 +99,7 @@ mod error;
 mod memory;
 mod init;
 mod runtime;
+mod look;
 mod pool;
 mod process;
 mod task;

@@ -129,6 +129,7 @@ pub struct PoolBuilder {
     #[cfg(feature = "tracing")]
     tracing: tracing::level_filters::LevelFilter,
     queue_capacity_bytes: Option<u64>,
+    spin: Duration,
 }
 
 /// A row and an argument, encoded when it was given.
@@ -183,6 +184,7 @@ impl Default for PoolBuilder {
             #[cfg(feature = "tracing")]
             tracing: tracing::level_filters::LevelFilter::OFF,
             queue_capacity_bytes: None,
+            spin: Duration::from_micros(50),
         }
     }
 }
@@ -331,6 +333,18 @@ impl PoolBuilder {
     /// or use [`try_apply`](Pool::try_apply). Zero is an error. Defaults to no bound.
     pub fn queue_capacity_bytes(mut self, bytes: u64) -> Self {
         self.queue_capacity_bytes = Some(bytes);
+        self
+    }
+
+    /// How long a caller that awaits an answer, and a worker that has given one, look for what comes next before they
+    /// sleep: a call then costs a few microseconds, where waking a processor takes some fifty. Meanwhile they use a
+    /// processor, and a caller the thread that polls it.
+    ///
+    /// They look only while it is worth it: more rarely the more often they looked in vain, down to one of 64 times; not
+    /// while others want the processor; and of callers no more at a time than half as many as there are processors,
+    /// on a single one nobody. A pool without work sleeps. Zero switches it off. Defaults to 50 µs.
+    pub fn spin(mut self, time: Duration) -> Self {
+        self.spin = time;
         self
     }
 
@@ -590,6 +604,7 @@ impl PoolBuilder {
             #[cfg(feature = "tracing")]
             tracing,
             queue_capacity_bytes,
+            spin,
         } = self;
         let invalid = |option, reason: &str| {
             Err(BuildError::InvalidOption {
@@ -661,6 +676,12 @@ impl PoolBuilder {
             }
         }
         limits.check(workers)?;
+        // On a single processor nothing comes while somebody looks for it.
+        let (spin, lookers) = match cpus::available() {
+            1 => (Duration::ZERO, 0),
+            _ if spin.is_zero() => (spin, 0),
+            cpus => (spin, cpus / 2),
+        };
         let initializer = match initializer {
             None => None,
             Some(Initializer { row, argument }) => {
@@ -697,6 +718,8 @@ impl PoolBuilder {
             #[cfg(feature = "tracing")]
             tracing,
             queue_capacity_bytes,
+            spin,
+            lookers,
         })
     }
 }
@@ -735,6 +758,10 @@ pub(crate) struct Config {
     #[cfg(feature = "tracing")]
     pub(crate) tracing: tracing::level_filters::LevelFilter,
     pub(crate) queue_capacity_bytes: Option<u64>,
+    /// How long worker and caller look for what may come soon.
+    pub(crate) spin: Duration,
+    /// Callers that may look at a time.
+    pub(crate) lookers: usize,
 }
 
 /// What a pool has that was never started.
@@ -770,6 +797,8 @@ impl Default for Config {
             #[cfg(feature = "tracing")]
             tracing: tracing::level_filters::LevelFilter::OFF,
             queue_capacity_bytes: None,
+            spin: Duration::ZERO,
+            lookers: 0,
         }
     }
 }

@@ -60,6 +60,9 @@ impl Reply {
     }
 }
 
+/// Of a call that was sent to no worker.
+const NOWHERE: u32 = u32::MAX;
+
 /// A chunk's frame, and how many elements it has.
 struct Elements {
     frame: Arc<Outgoing>,
@@ -90,6 +93,8 @@ pub(crate) struct Call {
     /// Its times and tries, if it has any.
     limits: Option<Box<Limits>>,
     id: AtomicU64,
+    /// The index of the worker that it was sent to last.
+    place: AtomicU32,
     /// Workers that died with this in front of them and not begun.
     losses: AtomicU32,
     pub(crate) submitted: Instant,
@@ -164,6 +169,7 @@ impl Call {
             priority: 0,
             limits: None,
             id: AtomicU64::new(0),
+            place: AtomicU32::new(NOWHERE),
             losses: AtomicU32::new(0),
             submitted: Instant::now(),
             origin: None,
@@ -351,6 +357,17 @@ impl Call {
 
     pub(crate) fn set_id(&self, id: u64) {
         self.id.store(id, Ordering::Relaxed);
+    }
+
+    /// The index of the worker that it was sent to last.
+    pub(crate) fn place(&self) -> Option<usize> {
+        let place = self.place.load(Ordering::Relaxed);
+        (place != NOWHERE).then_some(place as usize)
+    }
+
+    pub(crate) fn set_place(&self, worker: usize) {
+        self.place
+            .store(u32::try_from(worker).unwrap_or(NOWHERE), Ordering::Relaxed);
     }
 
     /// Counts a worker that died with this in front of it and not begun.

@@ -13,6 +13,7 @@ use super::admission::Capacity;
 use super::builder::Config;
 use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
+use super::caller::Callers;
 use super::keeper::{Due, Start};
 use super::link::{Link, Parcel};
 use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State, WorkerState};
@@ -55,6 +56,7 @@ pub(crate) struct Shared {
     starts: mpsc::UnboundedSender<Start>,
     /// What hears the workers, where there are any.
     pub(crate) ears: Option<Arc<Ears>>,
+    pub(crate) callers: Callers,
 }
 
 pub(crate) struct Core {
@@ -144,6 +146,7 @@ impl Shared {
             timers: Arc::default(),
             starts,
             ears: None,
+            callers: Callers::default(),
         };
         (shared, to_start)
     }
@@ -338,6 +341,7 @@ impl Shared {
                         core.state.forget(worker, id);
                         continue;
                     };
+                    payload.set_place(worker);
                     if let Some(link) = &core.links[worker] {
                         if let Some(timeout) = payload.timeout() {
                             self.check_by(link, after(timeout));

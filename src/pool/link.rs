@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use super::dispatch::Shared;
 use super::keeper::Watch;
 use crate::error::TimeLimit;
+use crate::look::Looks;
 use crate::process::child::Killer;
 use crate::process::memory::WorkerMemory;
 use crate::shared::ledger::Ledger;
@@ -39,6 +40,9 @@ const BATCH: usize = 16 * 1024;
 const READS: usize = 16;
 /// A worker that lived longer than this did not die of its start.
 const LONG_LIFE: Duration = Duration::from_secs(5);
+
+/// What is said of a worker that writes nonsense into its ledger.
+const LEDGER: &str = "it wrote garbage into its ledger";
 
 /// What goes to a worker.
 #[derive(Debug)]
@@ -104,6 +108,8 @@ pub(crate) struct Parts {
     pub(crate) ledger: Ledger,
     pub(crate) killer: Arc<Killer>,
     pub(crate) memory: WorkerMemory,
+    /// How long an answer is looked for at most.
+    pub(crate) spin: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -117,6 +123,9 @@ struct Out {
 
 struct Reader {
     receiver: Receiver,
+    looks: Looks,
+    /// What was taken from the ledger last.
+    taken: Vec<u8>,
     ended: bool,
     /// The bytes so far make no sense, and those behind them cannot.
     garbled: bool,
@@ -144,6 +153,7 @@ impl Link {
             ledger,
             killer,
             memory,
+            spin,
         } = parts;
         Self {
             place,
@@ -158,6 +168,8 @@ impl Link {
             out: Mutex::default(),
             reader: Mutex::new(Reader {
                 receiver,
+                looks: Looks::new(spin),
+                taken: Vec::new(),
                 ended: false,
                 garbled: false,
             }),
@@ -253,6 +265,7 @@ impl Link {
             let result = batch.write(self.connection.as_fd(), SendFlags::DONTWAIT);
             out = self.lock_out();
             out.writing = false;
+            self.ledger.ring();
             match result {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -296,11 +309,10 @@ impl Link {
             return Ok(None);
         }
         let mut messages = Vec::new();
-        let result = reader.receive(self, &mut messages);
+        let received = reader.receive(self, &mut messages);
         // Handled under the reader's lock, so that messages keep their order whoever reads.
-        let handled = shared.handle(self, messages);
-        reader.garbled |= result.is_err() || handled.is_err();
-        handled.and(result)
+        reader.handled(shared.handle(self, messages))?;
+        reader.handled(received)
     }
 
     /// Handles all that has come by now, for who cannot wait for the driving future.
@@ -308,14 +320,32 @@ impl Link {
         loop {
             match self.read(shared) {
                 Ok(Some(true)) => {}
-                Ok(_) => return,
-                Err(fault) => {
-                    self.set_fault(fault);
-                    self.broken.notify_one();
-                    return;
-                }
+                Ok(_) => break,
+                Err(fault) => return self.give_up(fault),
             }
         }
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(fault) = reader.look(self, shared, || true) {
+            self.give_up(fault);
+        }
+    }
+
+    /// Looks for answers where the worker leaves them, until `is_over` or for as long as it has been worth it lately.
+    pub(crate) fn look(&self, shared: &Shared, is_over: impl Fn() -> bool) {
+        // Whoever has the lock handles what comes.
+        let Ok(mut reader) = self.reader.try_lock() else {
+            return;
+        };
+        if reader.looks.begin()
+            && let Err(fault) = reader.look(self, shared, is_over)
+        {
+            self.give_up(fault);
+        }
+    }
+
+    fn give_up(&self, fault: String) {
+        self.set_fault(fault);
+        self.broken.notify_one();
     }
 
     /// Takes everything that a dead worker left: in the socket, then in the ledger. Nothing is read after it.
@@ -383,6 +413,75 @@ impl Reader {
         Ok(Some(more))
     }
 
+    /// Has the worker leave its answers in the ledger, and takes them from there until `is_over`, or nothing comes for
+    /// a while.
+    fn look(&mut self, link: &Link, shared: &Shared, is_over: impl Fn() -> bool) -> Result<(), String> {
+        let delivery = link.ledger.delivery();
+        if self.ended || self.garbled {
+            return Ok(());
+        }
+        let Some(mut position) = delivery.look() else {
+            return Ok(());
+        };
+        // Everything in front of it was sent, and comes first.
+        while self.receiver.total() != position {
+            let mut messages = Vec::new();
+            let received = self.receive(link, &mut messages);
+            self.handled(shared.handle(link, messages))?;
+            if self.handled(received)?.is_none() {
+                return if self.ended {
+                    Ok(())
+                } else {
+                    self.handled(Err(LEDGER.to_owned()))
+                };
+            }
+        }
+        while !is_over() {
+            let glance = || match delivery.see(position) {
+                Some(end) if end == position => None,
+                seen => Some(seen),
+            };
+            match self.looks.look(glance) {
+                Some(Some(end)) if self.take(link, shared, position, end)? => position = end,
+                // The worker sends something, which the driving future hears.
+                Some(_) => return Ok(()),
+                None => break,
+            }
+        }
+        while !delivery.leave(position) {
+            match delivery.see(position) {
+                Some(end) if self.take(link, shared, position, end)? => position = end,
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes answers from the ledger; `false` when the worker is about to send them.
+    fn take(&mut self, link: &Link, shared: &Shared, position: u64, end: u64) -> Result<bool, String> {
+        self.taken.clear();
+        if !link.ledger.copy(position, end, &mut self.taken) {
+            return self.handled(Err(LEDGER.to_owned()));
+        }
+        if !link.ledger.delivery().take(position, end) {
+            return Ok(false);
+        }
+        let mut messages = Vec::new();
+        let decoded = self
+            .receiver
+            .inject(&self.taken, &mut messages)
+            .map_err(|error| format!("it sent garbage ({error})"));
+        self.handled(shared.handle(link, messages))?;
+        self.handled(decoded)?;
+        Ok(true)
+    }
+
+    /// Remembers what makes all further bytes worthless.
+    fn handled<T>(&mut self, result: Result<T, String>) -> Result<T, String> {
+        self.garbled |= result.is_err();
+        result
+    }
+
     /// All that the socket holds, then what the worker had not sent.
     fn receive_rest(&mut self, link: &Link, messages: &mut Vec<Message>) -> Result<(), String> {
         while self.receive(link, messages)?.is_some() {}
@@ -405,31 +504,64 @@ impl Reader {
     }
 }
 
+/// The connection as a reactor watches it. Only while the socket is full is it told when there is room: each frame that
+/// the worker takes out would wake the driving future otherwise.
+#[derive(Debug)]
+pub(crate) struct Watching {
+    watched: Watched,
+    for_room: bool,
+}
+
 /// Has `runtime` watch the connection, or `fallback` where that runtime was built without I/O.
 pub(crate) fn watch_on<'a>(
     link: &Link,
     runtime: &'a Handle,
     fallback: &'a Handle,
-) -> io::Result<(Watched, &'a Handle)> {
-    let interest = Interest::READABLE | Interest::WRITABLE;
+) -> io::Result<(Watching, &'a Handle)> {
     // Tokio has no other way to ask than to panic.
-    let watched = catch_unwind(AssertUnwindSafe(|| {
+    let watching = catch_unwind(AssertUnwindSafe(|| {
         let _entered = runtime.enter();
-        watch(&link.connection, interest)
+        Watching::new(link)
     }));
-    match watched {
-        Ok(watched) => Ok((watched?, runtime)),
+    match watching {
+        Ok(watching) => Ok((watching?, runtime)),
         Err(payload) => {
             drop_quietly(payload);
             let _entered = fallback.enter();
-            Ok((watch(&link.connection, interest)?, fallback))
+            Ok((Watching::new(link)?, fallback))
         }
     }
 }
 
+impl Watching {
+    fn new(link: &Link) -> io::Result<Self> {
+        Ok(Self {
+            watched: watch(&link.connection, Interest::READABLE)?,
+            for_room: false,
+        })
+    }
+
+    /// Has the reactor tell of room or not. It tells at once of what is there already.
+    fn for_room(mut self, link: &Link, for_room: bool) -> io::Result<Self> {
+        if self.for_room != for_room {
+            let interest = if for_room {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
+            // A descriptor is watched once at a time.
+            drop(self.watched);
+            self.watched = watch(&link.connection, interest)?;
+            self.for_room = for_room;
+        }
+        Ok(self)
+    }
+}
+
 /// Sends what the socket did not take at once and handles what comes, until the connection ends.
-pub(crate) async fn drive(watched: Watched, link: Arc<Link>, shared: Arc<Shared>) {
-    let result = poll_fn(|context| poll_link(&watched, &link, &shared, context)).await;
+pub(crate) async fn drive(watching: Watching, link: Arc<Link>, shared: Arc<Shared>) {
+    let mut watching = Some(watching);
+    let result = poll_fn(|context| poll_link(&mut watching, &link, &shared, context)).await;
     if let Err(fault) = result {
         link.set_fault(fault);
     }
@@ -437,27 +569,42 @@ pub(crate) async fn drive(watched: Watched, link: Arc<Link>, shared: Arc<Shared>
 }
 
 fn poll_link(
-    watched: &Watched,
+    watching: &mut Option<Watching>,
     link: &Link,
     shared: &Shared,
     context: &mut Context<'_>,
 ) -> Poll<Result<(), String>> {
+    let failed = |error: io::Error| Poll::Ready(Err(format!("its connection failed: {error}")));
     // Registered before anything is looked at, so that no sign is missed.
     link.driver.register(context.waker());
     if link.closed.load(Ordering::Acquire) {
         return Poll::Ready(Ok(()));
     }
-    while link.write(true) {
+    loop {
+        let is_full = link.write(true);
+        let Some(before) = watching.take() else {
+            return Poll::Ready(Ok(()));
+        };
+        match before.for_room(link, is_full) {
+            Ok(now) => *watching = Some(now),
+            Err(error) => return failed(error),
+        }
+        let Some(Watching { watched, .. }) = watching.as_ref().filter(|_| is_full) else {
+            break;
+        };
         match watched.poll_write_ready(context) {
             Poll::Ready(Ok(mut guard)) => guard.clear_ready(),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(format!("its connection failed: {error}"))),
+            Poll::Ready(Err(error)) => return failed(error),
             Poll::Pending => break,
         }
     }
+    let Some(Watching { watched, .. }) = watching else {
+        return Poll::Ready(Ok(()));
+    };
     for _ in 0..READS {
         let mut guard = match watched.poll_read_ready(context) {
             Poll::Ready(Ok(guard)) => guard,
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(format!("its connection failed: {error}"))),
+            Poll::Ready(Err(error)) => return failed(error),
             Poll::Pending => return Poll::Pending,
         };
         match link.read(shared) {

@@ -18,6 +18,7 @@ pub(crate) mod timers;
 pub(crate) mod supervisor;
 pub(crate) mod options;
 pub(crate) mod call;
+mod caller;
 pub(crate) mod companion;
 pub(crate) mod result;
 pub(crate) mod callback;

@@ -13,6 +13,7 @@ use futures::future::FusedFuture;
 use serde::de::DeserializeOwned;
 
 use super::call::{Call, Outcome, Reply};
+use super::caller::{Attention, Caller};
 use super::chunks::{Gather, decode_single};
 use super::dispatch::Shared;
 use super::options::TaskOptions;
@@ -43,6 +44,7 @@ pub struct AsyncResult<R> {
     call: Arc<Call>,
     gather: Option<Arc<Gather>>,
     decode: Decode<R>,
+    attention: Attention,
     taken: bool,
 }
 
@@ -63,6 +65,7 @@ impl<R: 'static> AsyncResult<R> {
             call,
             gather: None,
             decode,
+            attention: Attention::default(),
             taken: false,
         }
     }
@@ -78,6 +81,7 @@ impl<R: 'static> AsyncResult<R> {
             call,
             gather: Some(gather),
             decode,
+            attention: Attention::default(),
             taken: false,
         }
     }
@@ -90,6 +94,7 @@ impl<R: 'static> AsyncResult<R> {
             call,
             gather: None,
             decode,
+            attention: Attention::default(),
             taken: false,
         }
     }
@@ -163,7 +168,12 @@ impl<R> Future for AsyncResult<R> {
     type Output = Result<R, TaskError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let outcome = std::task::ready!(self.call.poll(context));
+        let this = &mut *self;
+        let mut polled = this.call.poll(context);
+        if polled.is_pending() && this.attention.look(&this.shared, &this.call, context) {
+            polled = this.call.poll(context);
+        }
+        let outcome = std::task::ready!(polled);
         self.taken = true;
         Poll::Ready(outcome.and_then(|reply| (self.decode)(&self.call, reply)))
     }
@@ -221,7 +231,7 @@ fn on_error<R: 'static>(
 /// [`apply_async`](crate::Pool::apply_async) for a task that outlives its caller.
 #[must_use = "futures do nothing unless polled"]
 pub struct Apply<R> {
-    shared: Arc<Shared>,
+    caller: Caller,
     state: ApplyState,
     decode: Decode<R>,
 }
@@ -253,7 +263,7 @@ impl<R> Apply<R> {
             Err(error) => ApplyState::Failed(error),
         };
         Self {
-            shared,
+            caller: Caller::new(shared),
             state,
             decode,
         }
@@ -269,11 +279,16 @@ impl<R> Future for Apply<R> {
             match &mut this.state {
                 ApplyState::Unsubmitted(call) => {
                     let call = Arc::clone(call);
-                    this.shared.submit_or_wait(&call);
+                    this.caller.shared.submit_or_wait(&call);
                     this.state = ApplyState::Submitted(call);
                 }
                 ApplyState::Submitted(call) => {
-                    let outcome = std::task::ready!(call.poll(context));
+                    let mut polled = call.poll(context);
+                    let Caller { shared, attention } = &mut this.caller;
+                    if polled.is_pending() && attention.look(shared, call, context) {
+                        polled = call.poll(context);
+                    }
+                    let outcome = std::task::ready!(polled);
                     let result = outcome.and_then(|reply| (this.decode)(call, reply));
                     this.state = ApplyState::Done;
                     return Poll::Ready(result);
@@ -298,7 +313,7 @@ impl<R> FusedFuture for Apply<R> {
 impl<R> Drop for Apply<R> {
     fn drop(&mut self) {
         if let ApplyState::Submitted(call) = &self.state {
-            self.shared.cancel(call);
+            self.caller.shared.cancel(call);
         }
     }
 }
@@ -432,7 +447,7 @@ impl<R: DeserializeOwned + 'static> Task<R> {
             Ok(call) if std::ptr::eq(&*shared, keeper) => {
                 shared.submit_kept(&call);
                 Apply {
-                    shared,
+                    caller: Caller::new(shared),
                     state: ApplyState::Submitted(call),
                     decode: decode_single::<R>,
                 }

@@ -262,6 +262,17 @@ impl<P: Clone> State<P> {
             .sum()
     }
 
+    /// Whether more than `most` tasks have been accepted and not answered.
+    pub(crate) fn has_more_than(&self, most: usize) -> bool {
+        let mut left = most;
+        !self.queue.is_empty()
+            || self.workers.iter().any(|worker| {
+                let is_more = worker.in_flight.len() > left;
+                left = left.saturating_sub(worker.in_flight.len());
+                is_more
+            })
+    }
+
     /// Those who wait for room in the queue.
     pub(crate) fn waiting_for_room(&self) -> usize {
         self.admission.len()

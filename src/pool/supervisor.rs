@@ -246,6 +246,7 @@ async fn start(
         stdout,
         limits,
         words,
+        spin: config.spin,
     };
     let limit = message_limit(config.max_frame_size);
     let mut stop = shared.stop.subscribe();
@@ -268,6 +269,7 @@ async fn start(
                 ledger,
                 killer,
                 memory,
+                spin: config.spin,
             };
             Ok((child, Arc::new(Link::new(parts))))
         }

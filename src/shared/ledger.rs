@@ -6,9 +6,9 @@
 //! had been reached before the end.
 //!
 //! ```text
-//! word 0     stream position of the first data byte
-//! word 1     data bytes that are valid
-//! word 2     1 + the position in the data of a frame that is still growing, 0 if there is none
+//! word 0     position in the stream of the first data byte
+//! word 1     position at which the whole frames end, see `delivery`
+//! word 2     position at which a frame ends that is still growing, if that is behind word 1
 //! word 3     how often the parent has revoked a task
 //! word 4     how often the parent has asked for the tasks that have not started
 //! word 5     1 when a task here has asked whether it is cancelled, 0 before
@@ -16,6 +16,8 @@
 //! word 7     bytes that were resident when the worker ended itself for its memory limit, 0 otherwise
 //! word 8     tracing events that did not fit into their pipe
 //! word 9     the row of the task that started last
+//! word 10    up to where replies have been delivered, and whose turn it is, see `delivery`
+//! word 11    how often the parent has sent something
 //! word 16 …  three words for each lane: the id of the task that runs there (0: none), the element it is at, and
 //!            since when
 //! then       ids of the tasks that the parent revoked last
@@ -34,14 +36,15 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 
+use super::delivery::Delivery;
 use crate::wire::frame::HEADER;
 
 /// Bytes of replies that a ledger holds.
 pub(crate) const DATA: usize = 64 * 1024;
 
 const BASE: usize = 0;
-const COMMITTED: usize = 1;
-const OPEN: usize = 2;
+const END: usize = 1;
+const GROWN: usize = 2;
 const REVOCATIONS: usize = 3;
 const RECALLS: usize = 4;
 const LISTENS: usize = 5;
@@ -50,6 +53,8 @@ const OVER_LIMIT: usize = 7;
 #[cfg(feature = "tracing")]
 const EVENTS_DROPPED: usize = 8;
 const ROW: usize = 9;
+const TURN: usize = 10;
+const BELL: usize = 11;
 const LANES: usize = 16;
 /// Words of a lane: id, element, time.
 const LANE: usize = 3;
@@ -305,64 +310,97 @@ impl Ledger {
             .collect()
     }
 
-    /// Worker: writes `bytes` at `position` of the data. They count from the next [`Self::commit`] on.
-    pub(crate) fn write(&self, position: usize, bytes: &[u8]) {
+    /// Parent: something has been sent.
+    pub(crate) fn ring(&self) {
+        self.word(BELL).fetch_add(1, Ordering::Release);
+    }
+
+    /// Worker: how often the parent has sent something.
+    pub(crate) fn rings(&self) -> u64 {
+        self.word(BELL).load(Ordering::Acquire)
+    }
+
+    /// The words that say who delivers replies.
+    pub(crate) fn delivery(&self) -> Delivery<'_, AtomicU64> {
+        Delivery {
+            end: self.word(END),
+            turn: self.word(TURN),
+        }
+    }
+
+    /// Worker: the data begins at `position` of the stream from now on. Everything in front of it has been delivered.
+    pub(crate) fn set_base(&self, position: u64) {
+        // Who sees an end behind it sees this.
+        self.word(BASE).store(position, Ordering::Release);
+    }
+
+    /// Worker: writes `bytes` at `offset` of the data. They count when the end is moved behind them.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(
-            position <= DATA && bytes.len() <= DATA - position,
+            offset <= DATA && bytes.len() <= DATA - offset,
             "room in the ledger"
         );
-        // SAFETY: the position is within the data, as just checked.
-        let to = unsafe { self.data().add(position) };
+        // SAFETY: the offset is within the data, as just checked.
+        let to = unsafe { self.data().add(offset) };
         // SAFETY: the range is within the data; `bytes` is not, for nobody else has a reference into the mapping;
-        // the parent reads only when this process is gone.
+        // the parent reads only what is in front of the end, which is behind this range when that has been read.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
-    /// Worker: the first `length` bytes of data are valid; the frame at `open`, if any, still grows.
-    pub(crate) fn commit(&self, length: usize, open: Option<usize>) {
-        self.word(OPEN)
-            .store(open.map_or(0, |position| position as u64 + 1), Ordering::Relaxed);
-        // Pairs with the Acquire in `unsent`: who sees the length sees the bytes and the open frame.
-        self.word(COMMITTED).store(length as u64, Ordering::Release);
+    /// Worker: the frame that still grows ends at `position`.
+    pub(crate) fn grow(&self, position: u64) {
+        self.word(GROWN).store(position, Ordering::Release);
     }
 
-    /// Worker: the first `length` bytes of data, to send them from where they lie.
-    pub(crate) fn committed(&self, length: usize) -> &[u8] {
-        assert!(length <= DATA, "a length within the ledger");
+    /// Worker: so many bytes of data from `offset` on, to send them from where they lie.
+    pub(crate) fn written(&self, offset: usize, length: usize) -> &[u8] {
+        assert!(offset <= DATA && length <= DATA - offset, "a range of the ledger");
+        // SAFETY: the offset is within the data, as just checked.
+        let from = unsafe { self.data().add(offset) };
         // SAFETY: within the data; this process is the only writer, and writes only through `&self` methods that
         // the one owner of the reply path calls, never while it holds this slice.
-        unsafe { std::slice::from_raw_parts(self.data(), length) }
+        unsafe { std::slice::from_raw_parts(from, length) }
     }
 
-    /// Worker: `sent` bytes have left, those of the data among them.
-    pub(crate) fn advance(&self, sent: u64) {
-        // The length goes first: killed in between, the worker has nothing unsent, which is the truth.
-        self.word(COMMITTED).store(0, Ordering::Release);
-        self.word(BASE).fetch_add(sent, Ordering::Release);
-    }
-
-    /// Parent: what the worker had finished and not sent, given how many bytes of its stream have come.
+    /// Parent: appends a copy of the data from `position` to `end`; `false` where those are no positions in it.
     ///
-    /// Whatever the memory holds, the result is bounded and is decoded like any bytes from the wire.
-    pub(crate) fn unsent(&self, received: u64) -> Vec<u8> {
-        let committed = self.word(COMMITTED).load(Ordering::Acquire);
+    /// Whatever the memory holds, and while the worker writes there, the result is bounded and is decoded like any
+    /// bytes from the wire.
+    pub(crate) fn copy(&self, position: u64, end: u64, bytes: &mut Vec<u8>) -> bool {
         let base = self.word(BASE).load(Ordering::Acquire);
-        let open = self.word(OPEN).load(Ordering::Relaxed);
-        let Some(skip) = received.checked_sub(base) else {
-            return Vec::new();
+        let (Some(from), Some(to)) = (position.checked_sub(base), end.checked_sub(base)) else {
+            return false;
         };
-        if committed > DATA as u64 || skip >= committed {
-            return Vec::new();
+        if from > to || to > DATA as u64 {
+            return false;
         }
-        let (skip, committed) = (skip as usize, committed as usize);
-        let mut bytes = self.committed(committed).to_vec();
-        if let Some(position) = open.checked_sub(1).map(|open| open as usize)
-            && position.checked_add(HEADER).is_some_and(|end| end <= committed)
+        let (from, length) = (from as usize, (to - from) as usize);
+        let before = bytes.len();
+        bytes.resize(before + length, 0);
+        // SAFETY: within the data, as just checked.
+        let data = unsafe { self.data().add(from) };
+        // SAFETY: so is the range, and `bytes` has just been made long enough. No reference into the mapping is made; a
+        // worker that writes there now breaks the rules, and the bytes are checked like any that it sends.
+        unsafe { std::ptr::copy_nonoverlapping(data, bytes[before..].as_mut_ptr(), length) };
+        true
+    }
+
+    /// Parent: what a worker that is gone had finished and not sent, given how many bytes of its stream have come.
+    pub(crate) fn unsent(&self, received: u64) -> Vec<u8> {
+        let end = self.word(END).load(Ordering::Acquire).max(received);
+        let grown = self.word(GROWN).load(Ordering::Acquire);
+        let mut bytes = Vec::new();
+        if !self.copy(received, end, &mut bytes) {
+            bytes.clear();
+            return bytes;
+        }
+        let whole = bytes.len();
+        if grown.checked_sub(end).is_some_and(|grown| grown >= HEADER as u64)
+            && self.copy(end, grown, &mut bytes)
         {
-            let length = (committed - position - HEADER) as u32;
-            bytes[position..position + 4].copy_from_slice(&length.to_le_bytes());
+            let length = (bytes.len() - whole - HEADER) as u32;
+            bytes[whole..whole + 4].copy_from_slice(&length.to_le_bytes());
         }
-        bytes.drain(..skip);
         bytes
     }
 }
@@ -413,14 +451,14 @@ mod tests {
         let worker = Ledger::open(fd.as_fd(), 1).unwrap();
         worker.write(0, b"abcdef");
         assert_eq!(parent.unsent(0), b"");
-        worker.commit(6, None);
+        worker.delivery().commit(6);
         assert_eq!(parent.unsent(0), b"abcdef");
         assert_eq!(parent.unsent(4), b"ef");
         assert_eq!(parent.unsent(9), b"");
-        worker.advance(6);
-        assert_eq!(parent.unsent(4), b"");
+        worker.set_base(6);
+        assert_eq!(parent.unsent(6), b"");
         worker.write(0, b"gh");
-        worker.commit(2, None);
+        worker.delivery().commit(8);
         assert_eq!(parent.unsent(6), b"gh");
         assert_eq!(parent.unsent(5), b"");
     }
@@ -430,20 +468,28 @@ mod tests {
         let (parent, fd) = Ledger::create(1).unwrap();
         let worker = Ledger::open(fd.as_fd(), 1).unwrap();
         worker.write(0, &[0xff; 2 + HEADER + 5]);
-        worker.commit(2 + HEADER + 5, Some(2));
+        worker.delivery().commit(2);
+        worker.grow(2 + HEADER as u64 + 5);
         let bytes = parent.unsent(1);
         assert_eq!(bytes.len(), 1 + HEADER + 5);
         assert_eq!(bytes[1..5], 5_u32.to_le_bytes());
+        // It is whole now.
+        worker.delivery().commit(2 + HEADER as u64 + 5);
+        assert_eq!(parent.unsent(1)[1..5], [0xff; 4]);
     }
 
     #[test]
     fn nonsense_in_the_memory_is_nothing_unsent() {
         let (parent, fd) = Ledger::create(1).unwrap();
         let worker = Ledger::open(fd.as_fd(), 1).unwrap();
-        worker.word(COMMITTED).store(u64::MAX, Ordering::Relaxed);
+        worker.word(END).store(u64::MAX, Ordering::Relaxed);
         assert_eq!(parent.unsent(0), b"");
-        worker.word(COMMITTED).store(8, Ordering::Relaxed);
-        worker.word(OPEN).store(u64::MAX, Ordering::Relaxed);
-        assert_eq!(parent.unsent(0).len(), 8);
+        worker.word(END).store(8, Ordering::Relaxed);
+        for grown in [9, 8 + DATA as u64, u64::MAX] {
+            worker.word(GROWN).store(grown, Ordering::Relaxed);
+            assert_eq!(parent.unsent(0).len(), 8);
+        }
+        worker.word(BASE).store(u64::MAX, Ordering::Relaxed);
+        assert_eq!(parent.unsent(0), b"");
     }
 }

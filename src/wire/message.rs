@@ -4,6 +4,8 @@
 //! sends `READY` or `INIT_FAILED`. From then on tasks go one way and replies the other, until `SHUTDOWN` and `BYE`.
 //! What must reach a worker that is busy goes over a second socket, message by message ([`Control`]).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::mark::Token;
@@ -90,6 +92,8 @@ pub(crate) struct Welcome {
     pub(crate) stdout: Stdout,
     pub(crate) limits: WorkerLimits,
     pub(crate) words: Words,
+    /// How long a task is looked for before the worker sleeps.
+    pub(crate) spin: Duration,
 }
 
 /// What a worker keeps itself to, before its initializer and its first task.

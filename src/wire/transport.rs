@@ -87,6 +87,12 @@ impl Carry for Outgoing {
     }
 }
 
+impl<T: Carry> Carry for &T {
+    fn outgoing(&self) -> &Outgoing {
+        (*self).outgoing()
+    }
+}
+
 /// What waits to be sent.
 #[derive(Debug)]
 enum Piece<M> {

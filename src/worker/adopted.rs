@@ -57,6 +57,8 @@ pub(super) fn tasks_run(run: bool) {
 pub(super) struct Undertaker {
     /// Ended children of unknown descent, by number and start, and when they were first seen.
     kept: HashMap<(Pid, u64), u64>,
+    /// At the last look that found no child.
+    phase: u64,
 }
 
 impl Undertaker {
@@ -76,7 +78,10 @@ impl Undertaker {
             Ok(Some(_)) => {}
             Err(Errno::CHILD) => {
                 self.kept.clear();
-                return Self::rest();
+                let now = PHASE.load(Ordering::Relaxed);
+                let is_quiet = std::mem::replace(&mut self.phase, now) == now;
+                // Not between tasks that come one after the other: each would have to wake it.
+                return if is_quiet { Self::rest() } else { Some(SELDOM) };
             }
             _ => {
                 self.kept.clear();

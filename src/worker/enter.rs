@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, WaitOptions, getpid, kill_current_process_group,
-    set_child_subreaper, set_parent_process_death_signal, setpriority_process, setrlimit, wait,
+    Pid, Resource, Rlimit, Signal, WaitOptions, getpid, kill_current_process_group, set_child_subreaper,
+    set_parent_process_death_signal, setpriority_process, setrlimit, wait,
 };
 use rustix::thread::gettid;
 
@@ -93,7 +93,6 @@ fn work(depth: u32) -> io::Result<()> {
     };
     let ledger = Ledger::open(memory.as_fd(), welcome.tasks_per_worker)?;
     drop(memory);
-    ledger.advance(greeted);
     stdio::redirect_stdout(welcome.stdout, stdout)?;
     c_stdout::by_lines();
     marks::set_up(&welcome.words)?;
@@ -108,8 +107,8 @@ fn work(depth: u32) -> io::Result<()> {
     let set = IDENTITY.set(identity);
     debug_assert!(set.is_ok(), "a worker is set up once");
     receiver.set_limit(message_limit(welcome.max_frame_size));
-    let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver));
-    let replies = Arc::new(Replies::new(connection, ledger));
+    let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin));
+    let replies = Arc::new(Replies::new(connection, ledger, greeted)?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
     watch::start(
@@ -135,11 +134,11 @@ fn work(depth: u32) -> io::Result<()> {
     match prepared {
         Ok(ready) => {
             message_bytes(&ready, &mut bytes);
-            replies.send(Outgoing::new(kind::READY, bytes, Vec::new()), 0)?;
+            replies.send(&Outgoing::new(kind::READY, bytes, Vec::new()), 0)?;
         }
         Err(failure) => {
             message_bytes(&failure, &mut bytes);
-            return replies.send(Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0);
+            return replies.send(&Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0);
         }
     }
     let limits = Limits {
@@ -148,7 +147,7 @@ fn work(depth: u32) -> io::Result<()> {
     let footprint = Footprint::new(welcome.measures_memory);
     let lanes = welcome.tasks_per_worker;
     serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
-    replies.send(Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
+    replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
 }
 
 /// Says hello, and gives the length of that in the stream, which begins behind the magic.

@@ -4,11 +4,13 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
+use crate::look::Looks;
 use crate::shared::ledger::{Ledger, clock};
 use crate::wire::codec::{self, take_u32};
 use crate::wire::context::Context;
@@ -22,6 +24,7 @@ use crate::wire::transport::{Received, Receiver};
 pub(super) struct Inbox {
     connection: OwnedFd,
     waiting: Mutex<Waiting>,
+    looks: Mutex<Looks>,
 }
 
 #[derive(Debug)]
@@ -44,8 +47,8 @@ pub(super) enum Next {
     Recall,
     /// A task that was cancelled before it started.
     Revoked(u64),
-    /// Nothing has come.
-    Empty,
+    /// Nothing has come, when the parent had rung so often.
+    Empty(u64),
     /// The parent wants the worker to end.
     Shutdown,
     /// The parent is gone.
@@ -53,7 +56,8 @@ pub(super) enum Next {
 }
 
 impl Inbox {
-    pub(super) fn new(connection: OwnedFd, receiver: Receiver) -> Self {
+    /// A task that may come soon is looked for so long before this process sleeps.
+    pub(super) fn new(connection: OwnedFd, receiver: Receiver, spin: Duration) -> Self {
         let waiting = Waiting {
             receiver,
             tasks: VecDeque::new(),
@@ -64,6 +68,7 @@ impl Inbox {
         Self {
             connection,
             waiting: Mutex::new(waiting),
+            looks: Mutex::new(Looks::new(spin)),
         }
     }
 
@@ -93,12 +98,19 @@ impl Inbox {
             if waiting.shutdown {
                 return Ok(Next::Shutdown);
             }
+            let rings = ledger.rings();
             match waiting.receive(self.connection.as_fd())? {
                 Received::Bytes { .. } => {}
-                Received::WouldBlock => return Ok(Next::Empty),
+                Received::WouldBlock => return Ok(Next::Empty(rings)),
                 Received::End => return Ok(Next::End),
             }
         }
+    }
+
+    /// Looks whether something comes soon, given how often the parent had rung when nothing was there.
+    pub(super) fn look(&self, ledger: &Ledger, rings: u64) -> bool {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.begin() && looks.look(|| (ledger.rings() != rings).then_some(())).is_some()
     }
 
     /// Waits, without the lock, until something has come or the parent is gone.

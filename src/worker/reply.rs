@@ -1,17 +1,31 @@
 //! The way back: replies to the parent.
 //!
-//! Everything small goes through the [`Ledger`], so that it outlives this process, and leaves from there.
+//! Everything small goes through the [`Ledger`], so that it outlives this process, and leaves from there: in one piece
+//! with others where more tasks wait, or not at all where the parent looks into the ledger itself (see [`delivery`]).
+//!
+//! [`delivery`]: crate::shared::delivery
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::SendFlags;
 
-use crate::shared::ledger::{DATA, Ledger};
+use crate::shared::delivery::Delivery;
+use crate::shared::ledger::{DATA, Ledger, clock};
 use crate::wire::frame::{HEADER, Outgoing, header};
 use crate::wire::message::kind;
 use crate::wire::transport::{Outbox, send};
+
+/// Replies leave when they add up to this, whatever waits.
+const BATCH: u64 = 16 * 1024;
+/// A reply waits for the next only if its task was over in this time, and for no longer.
+const SHORT: Duration = Duration::from_micros(50);
+/// A reply that waits behind a task which takes longer than those before it leaves after this time.
+pub(super) const LATE: Duration = Duration::from_millis(1);
 
 /// The connection's writing side, shared by the thread that runs tasks and the watcher.
 #[derive(Debug)]
@@ -19,113 +33,261 @@ pub(super) struct Replies {
     connection: OwnedFd,
     ledger: Ledger,
     state: Mutex<State>,
+    /// Readable when replies begin to wait for others, which the watcher must know.
+    waiting: OwnedFd,
 }
 
-/// Bytes of the ledger's data that are in use, and where the frame of a chunk's results begins that still grows.
-#[derive(Debug, Default)]
+/// Positions in the stream of replies.
+#[derive(Debug)]
 struct State {
-    used: usize,
-    open: Option<Open>,
+    /// Where the ledger's data begins.
+    base: u64,
+    /// Where the whole frames end.
+    end: u64,
+    /// The frame of a chunk's results that still grows behind them.
+    growing: Option<Growing>,
+    /// When the first reply was written that waits for others, on the clock of the ledger.
+    waits_since: Option<u64>,
+    /// The watcher looks from time to time whether it waits for too long.
+    is_watched: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Open {
+struct Growing {
     id: u64,
-    position: usize,
+    end: u64,
+}
+
+impl State {
+    /// Where the next byte goes.
+    fn write_position(&self) -> u64 {
+        self.growing.map_or(self.end, |growing| growing.end)
+    }
+
+    /// Bytes of the ledger's data in front of the next.
+    fn used(&self) -> usize {
+        (self.write_position() - self.base) as usize
+    }
+
+    fn has_room(&self, length: usize) -> bool {
+        length <= DATA - self.used()
+    }
 }
 
 impl Replies {
-    pub(super) fn new(connection: OwnedFd, ledger: Ledger) -> Self {
-        Self {
+    /// `position` is where the stream goes on.
+    pub(super) fn new(connection: OwnedFd, ledger: Ledger, position: u64) -> io::Result<Self> {
+        ledger.set_base(position);
+        ledger.delivery().begin(position);
+        Ok(Self {
             connection,
             ledger,
-            state: Mutex::new(State::default()),
-        }
+            state: Mutex::new(State {
+                base: position,
+                end: position,
+                growing: None,
+                waits_since: None,
+                is_watched: false,
+            }),
+            waiting: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
     }
 
     pub(super) fn ledger(&self) -> &Ledger {
         &self.ledger
     }
 
+    pub(super) fn waiting(&self) -> &OwnedFd {
+        &self.waiting
+    }
+
+    fn delivery(&self) -> Delivery<'_, AtomicU64> {
+        self.ledger.delivery()
+    }
+
     /// Sends a message. It is safe from this process's end as soon as it is whole in the ledger, which a message
     /// over the ledger's size never is.
-    pub(super) fn send(&self, message: Outgoing, id: u64) -> io::Result<()> {
+    pub(super) fn send(&self, message: &Outgoing, id: u64) -> io::Result<()> {
         let mut state = self.lock();
-        // While a chunk's frame grows, another message goes behind it; the frame is ended and a new one begun.
-        self.close(&mut state);
-        let length = HEADER + message.body().len();
-        if length > DATA || !message.fds().is_empty() {
-            self.flush(&mut state)?;
-            let connection = self.connection.as_fd();
-            let mut outbox = Outbox::default();
-            let sent = message.wire_length();
-            outbox.push(message, id);
-            outbox.write(connection, SendFlags::empty())?;
-            self.ledger.advance(sent);
+        if !self.write(&mut state, message, id)? {
+            self.deliver(&mut state)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the reply of a task that has ended `now` and took so long, with those that come soon, if it was short.
+    /// Somebody must [flush](Self::flush) before this process waits for anything.
+    pub(super) fn send_soon(&self, message: &Outgoing, id: u64, now: u64, run_time: u64) -> io::Result<()> {
+        let mut state = self.lock();
+        if self.write(&mut state, message, id)? {
             return Ok(());
         }
-        if length > DATA - state.used {
-            self.flush(&mut state)?;
+        let since = *state.waits_since.get_or_insert(now);
+        let longest = SHORT.as_nanos() as u64;
+        let may_wait = run_time < longest
+            && now.saturating_sub(since) < longest
+            && state.end - self.delivery().delivered() < BATCH;
+        if may_wait {
+            if !std::mem::replace(&mut state.is_watched, true) {
+                // The counter can only be full, and then it is readable.
+                rustix::io::write(&self.waiting, &1_u64.to_ne_bytes()).ok();
+            }
+            return Ok(());
         }
-        let mut bytes = Vec::with_capacity(length);
-        message.append_single(id, &mut bytes);
-        self.ledger.write(state.used, &bytes);
-        state.used += length;
-        self.ledger.commit(state.used, None);
-        self.flush(&mut state)
+        self.deliver(&mut state)
+    }
+
+    /// Sends what waits for other replies.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        let mut state = self.lock();
+        match state.waits_since {
+            Some(_) => self.deliver(&mut state),
+            None => Ok(()),
+        }
+    }
+
+    /// Watcher: sends what has waited for too long: the task that came behind it is a long one. `false` when nothing
+    /// waits, and nobody has to look until [`waiting`](Self::waiting) tells.
+    pub(super) fn flush_late(&self) -> io::Result<bool> {
+        let Ok(mut state) = self.state.try_lock() else {
+            // Somebody sends, or is about to.
+            return Ok(true);
+        };
+        let Some(since) = state.waits_since else {
+            state.is_watched = false;
+            return Ok(false);
+        };
+        if clock().saturating_sub(since) >= LATE.as_nanos() as u64 {
+            self.deliver(&mut state)?;
+        }
+        Ok(true)
+    }
+
+    /// Writes a message behind the others; `true` when it is, or will be, delivered without being sent.
+    fn write(&self, state: &mut State, message: &Outgoing, id: u64) -> io::Result<bool> {
+        // While a chunk's frame grows, another message goes behind it; the frame is ended and a new one begun.
+        self.end_frame(state);
+        let length = HEADER + message.body().len();
+        if length > DATA || !message.fds().is_empty() {
+            self.send_apart(state, message, id)?;
+            return Ok(true);
+        }
+        self.make_room(state, length)?;
+        let head = header(message.body().len(), message.kind(), 0, 0, id);
+        let used = state.used();
+        self.ledger.write(used, &head);
+        self.ledger.write(used + HEADER, message.body());
+        state.end += length as u64;
+        Ok(self.commit(state))
     }
 
     /// Adds the record of one finished element to the results of chunk `id`. They leave when the ledger is full or
     /// another message goes out, and are safe from this process's end at once.
     pub(super) fn push_record(&self, id: u64, record: &[u8]) -> io::Result<()> {
+        let mut state = self.lock();
         if HEADER + record.len() > DATA {
             let mut bytes = Outgoing::buffer(record.len());
             bytes.extend_from_slice(record);
-            return self.send(Outgoing::new(kind::PART, bytes, Vec::new()), id);
+            let part = Outgoing::new(kind::PART, bytes, Vec::new());
+            return self.send_apart(&mut state, &part, id);
         }
-        let mut state = self.lock();
-        let header_length = if state.open.is_some_and(|open| open.id == id) {
-            0
-        } else {
-            HEADER
-        };
-        if header_length + record.len() > DATA - state.used {
-            self.close(&mut state);
-            self.flush(&mut state)?;
+        if state.growing.is_some_and(|growing| growing.id != id) {
+            self.end_frame(&mut state);
         }
-        let open = match state.open {
-            Some(open) if open.id == id => open,
-            _ => {
-                self.close(&mut state);
-                let open = Open {
+        if !state.has_room(record.len()) {
+            self.end_frame(&mut state);
+        }
+        if state.growing.is_none() {
+            self.make_room(&mut state, HEADER + record.len())?;
+        }
+        let mut growing = match state.growing {
+            Some(growing) => growing,
+            None => {
+                self.ledger.write(state.used(), &header(0, kind::PART, 0, 0, id));
+                Growing {
                     id,
-                    position: state.used,
-                };
-                self.ledger.write(state.used, &header(0, kind::PART, 0, 0, id));
-                state.used += HEADER;
-                state.open = Some(open);
-                open
+                    end: state.end + HEADER as u64,
+                }
             }
         };
-        self.ledger.write(state.used, record);
-        state.used += record.len();
-        self.ledger.commit(state.used, Some(open.position));
+        self.ledger.write((growing.end - state.base) as usize, record);
+        growing.end += record.len() as u64;
+        self.ledger.grow(growing.end);
+        state.growing = Some(growing);
         Ok(())
     }
 
     /// Ends the frame that grows, if there is one.
-    fn close(&self, state: &mut State) {
-        if let Some(open) = state.open.take() {
-            let length = state.used - open.position - HEADER;
-            self.ledger
-                .write(open.position, &header(length, kind::PART, 0, 0, open.id));
-            self.ledger.commit(state.used, None);
+    fn end_frame(&self, state: &mut State) {
+        if let Some(growing) = state.growing.take() {
+            let length = (growing.end - state.end) as usize - HEADER;
+            let head = header(length, kind::PART, 0, 0, growing.id);
+            self.ledger.write((state.end - state.base) as usize, &head);
+            state.end = growing.end;
+            self.commit(state);
         }
     }
 
-    /// Sends what the ledger holds. No frame may be growing.
-    fn flush(&self, state: &mut State) -> io::Result<()> {
-        let mut rest = self.ledger.committed(state.used);
+    /// Makes what is in front of the end count; `true` when the parent takes it.
+    fn commit(&self, state: &mut State) -> bool {
+        let parent_takes = self.delivery().commit(state.end);
+        if parent_takes {
+            state.waits_since = None;
+        }
+        parent_takes
+    }
+
+    /// Sees to it that so many bytes fit into the ledger, for a new frame.
+    fn make_room(&self, state: &mut State, length: usize) -> io::Result<()> {
+        if self.delivery().delivered() == state.end {
+            self.start_over(state);
+        }
+        if !state.has_room(length) {
+            self.deliver(state)?;
+        }
+        Ok(())
+    }
+
+    /// Everything has been delivered: the data is used again from its beginning.
+    fn start_over(&self, state: &mut State) {
+        state.base = state.end;
+        self.ledger.set_base(state.base);
+    }
+
+    /// Sends what the ledger holds.
+    fn deliver(&self, state: &mut State) -> io::Result<()> {
+        self.end_frame(state);
+        let from = self.delivery().claim();
+        let sent = self.send_from(state, from);
+        self.delivery().release(state.end);
+        sent?;
+        state.waits_since = None;
+        self.start_over(state);
+        Ok(())
+    }
+
+    /// Sends a message that the ledger cannot hold, behind what it holds.
+    fn send_apart(&self, state: &mut State, message: &Outgoing, id: u64) -> io::Result<()> {
+        self.end_frame(state);
+        let from = self.delivery().claim();
+        let sent = self.send_from(state, from).and_then(|()| {
+            let mut outbox = Outbox::default();
+            outbox.push(message, id);
+            outbox.write(self.connection.as_fd(), SendFlags::empty())
+        });
+        state.end += message.wire_length();
+        // Nothing is taken from the ledger before the end is moved, and then nothing in front of it.
+        self.start_over(state);
+        self.delivery().commit(state.end);
+        self.delivery().release(state.end);
+        state.waits_since = None;
+        sent
+    }
+
+    /// Sends the bytes of the ledger from the position `from` on.
+    fn send_from(&self, state: &State, from: u64) -> io::Result<()> {
+        let offset = (from - state.base) as usize;
+        let mut rest = self.ledger.written(offset, (state.end - from) as usize);
         while !rest.is_empty() {
             let sent = send(
                 self.connection.as_fd(),
@@ -134,10 +296,6 @@ impl Replies {
                 SendFlags::empty(),
             )?;
             rest = &rest[sent..];
-        }
-        if state.used > 0 {
-            self.ledger.advance(state.used as u64);
-            state.used = 0;
         }
         Ok(())
     }

@@ -26,6 +26,7 @@ use super::memory;
 use super::panic;
 use super::reply::Replies;
 use super::{current, marks};
+use crate::shared::ledger::clock;
 use crate::shared::watched::watch;
 use crate::task::entry::Run;
 use crate::wire::codec::{message_bytes, take_u32};
@@ -89,7 +90,10 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
                         loop {
                             match task.as_mut().poll(&mut context) {
                                 Poll::Ready(reply) => break reply?,
-                                Poll::Pending => thread::park(),
+                                Poll::Pending => {
+                                    replies.flush()?;
+                                    thread::park();
+                                }
                             }
                         }
                     }
@@ -98,13 +102,19 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
                 flush_output();
                 marks::end_of(id, row);
                 footprint.measure(replies.ledger());
-                replies.send(reply, id)?;
+                let now = clock();
+                replies.send_soon(&reply, id, now, now.saturating_sub(began))?;
                 replies.ledger().finish(0);
                 adopted::tasks_run(false);
             }
             Next::Recall => give_back(inbox, replies)?,
-            Next::Revoked(id) => replies.send(failure_reply(&Failure::Cancelled), id)?,
-            Next::Empty => inbox.wait()?,
+            Next::Revoked(id) => replies.send(&failure_reply(&Failure::Cancelled), id)?,
+            Next::Empty(rings) => {
+                replies.flush()?;
+                if !inbox.look(replies.ledger(), rings) {
+                    inbox.wait()?;
+                }
+            }
             Next::Shutdown => return Ok(()),
             Next::End => die(),
         }
@@ -141,21 +151,23 @@ fn serve_many(
                     let task = run_lane(message, began, limits, replies, aborts, lane);
                     running.push(current::polled(id, company, task));
                 }
-                Next::Empty => match readable.poll_read_ready(&mut context) {
+                Next::Empty(_) => match readable.poll_read_ready(&mut context) {
                     // Cleared before the next look, so that what comes in between is not missed.
                     Poll::Ready(guard) => guard?.clear_ready(),
                     Poll::Pending => break,
                 },
                 Next::Recall => give_back(inbox, replies)?,
-                Next::Revoked(id) => replies.send(failure_reply(&Failure::Cancelled), id)?,
+                Next::Revoked(id) => replies.send(&failure_reply(&Failure::Cancelled), id)?,
                 Next::Shutdown => shutdown = true,
                 Next::End => die(),
             }
         }
-        while let Poll::Ready(Some((lane, id, reply))) = Pin::new(&mut running).poll_next(&mut context) {
+        while let Poll::Ready(Some((lane, id, began, reply))) = Pin::new(&mut running).poll_next(&mut context)
+        {
             flush_output();
             footprint.measure(replies.ledger());
-            replies.send(reply?, id)?;
+            let now = clock();
+            replies.send_soon(&reply?, id, now, now.saturating_sub(began))?;
             replies.ledger().finish(lane);
             aborts.lock().remove(&id);
             free.push(lane);
@@ -168,12 +180,13 @@ fn serve_many(
             }
         }
         if idle {
+            replies.flush()?;
             thread::park();
         }
     }
 }
 
-/// One of several tasks: its lane, its id and its reply.
+/// One of several tasks: its lane, its id, when it began, and its reply.
 async fn run_lane(
     message: Message,
     began: u64,
@@ -181,12 +194,12 @@ async fn run_lane(
     replies: &Replies,
     aborts: &Aborts,
     lane: usize,
-) -> (usize, u64, io::Result<Reply>) {
+) -> (usize, u64, u64, io::Result<Reply>) {
     let id = message.id;
     let is_chunk = kind::is_chunk(message.kind);
     let task = match Prepared::new(message, began) {
         Ok(task) => task,
-        Err((_, reply)) => return (lane, id, Ok(reply)),
+        Err((_, reply)) => return (lane, id, began, Ok(reply)),
     };
     let (handle, registration) = AbortHandle::new_pair();
     aborts.lock().insert(id, handle.clone());
@@ -203,7 +216,7 @@ async fn run_lane(
         }
         Err(_) => Ok(failure_reply(&Failure::Cancelled)),
     };
-    (lane, id, reply)
+    (lane, id, began, reply)
 }
 
 async fn run(task: Prepared, limits: Limits, replies: &Replies, lane: usize) -> io::Result<Reply> {
@@ -222,7 +235,7 @@ pub(super) fn give_back(inbox: &Inbox, replies: &Replies) -> io::Result<()> {
     };
     let mut bytes = Outgoing::buffer(16);
     message_bytes(&ids, &mut bytes);
-    replies.send(Outgoing::new(kind::RECALLED, bytes, Vec::new()), 0)
+    replies.send(&Outgoing::new(kind::RECALLED, bytes, Vec::new()), 0)
 }
 
 /// What a task printed must not wait for the end of a line.

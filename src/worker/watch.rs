@@ -16,10 +16,11 @@ use super::adopted::Undertaker;
 use super::cancel;
 use super::enter::die;
 use super::inbox::Inbox;
-use super::reply::Replies;
+use super::reply::{LATE, Replies};
 use super::serve::{Aborts, give_back};
 use crate::wire::codec;
 use crate::wire::message::Control;
+use crate::wire::transport::is_disconnect;
 
 const STACK: usize = 256 * 1024;
 
@@ -65,14 +66,17 @@ fn watch(inbox: &Inbox, replies: &Replies, control: &OwnedFd, aborts: &Aborts) -
     let wake = Undertaker::wake()?;
     let after = |pause: Option<Duration>| pause.map(|pause| Instant::now() + pause);
     let mut look_again = after(undertaker.look());
+    let mut flush_at = None;
     loop {
         let mut fds = vec![
             PollFd::from_borrowed_fd(connection, PollFlags::RDHUP),
             PollFd::new(control, PollFlags::IN),
             PollFd::from_borrowed_fd(wake, PollFlags::IN),
+            PollFd::new(replies.waiting(), PollFlags::IN),
         ];
         fds.extend(parent.iter().map(|parent| PollFd::new(parent, PollFlags::IN)));
-        let left = look_again.map(|at| at.saturating_duration_since(Instant::now()));
+        let first: Option<Instant> = look_again.into_iter().chain(flush_at).min();
+        let left = first.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -84,7 +88,17 @@ fn watch(inbox: &Inbox, replies: &Replies, control: &OwnedFd, aborts: &Aborts) -
         if !fds[2].revents().is_empty() || look_again.is_some_and(|at| Instant::now() >= at) {
             look_again = after(undertaker.look());
         }
-        if !fds[0].revents().is_empty() || fds.get(3).is_some_and(|parent| !parent.revents().is_empty()) {
+        if !fds[3].revents().is_empty() {
+            rustix::io::read(replies.waiting(), &mut [0; 8]).ok();
+            flush_at = after(Some(LATE));
+        } else if flush_at.is_some_and(|at| Instant::now() >= at) {
+            flush_at = match replies.flush_late() {
+                Ok(waits) => after(waits.then_some(LATE)),
+                Err(error) if is_disconnect(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+        }
+        if !fds[0].revents().is_empty() || fds.get(4).is_some_and(|parent| !parent.revents().is_empty()) {
             return Ok(());
         }
         if fds[1].revents().is_empty() {

@@ -254,9 +254,9 @@ fn a_worker_has_only_its_own_descriptors() {
             };
             for pool in [first, second] {
                 let found = within(pool.apply(open, ())).await.unwrap();
-                // Three standard streams, the connection twice, the control socket, what tells of the parent's end, and
-                // what wakes the thread that looks after children.
-                assert_eq!(found.len(), 8, "{found:#?}");
+                // Three standard streams, the connection twice, the control socket, what tells of the parent's end, what
+                // wakes the thread that looks after children, and what tells it of replies that wait.
+                assert_eq!(found.len(), 9, "{found:#?}");
             }
         });
     });
