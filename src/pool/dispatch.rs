@@ -15,7 +15,7 @@ use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
 use super::caller::Callers;
 use super::keeper::{Due, Start};
-use super::link::{Link, Parcel};
+use super::link::{Link, Parcel, Waiting};
 use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State, WorkerState};
 use super::stats::{Latencies, WorkerStats, WorkerStatus};
 use super::timers::{Timers, after};
@@ -350,19 +350,19 @@ impl Shared {
                             // An earlier try may have been stopped there.
                             link.ledger.allow(id);
                         }
-                        if let Some(context) = payload.context() {
-                            link.push(Parcel::Message(context), id);
-                        }
+                        let company = payload.context();
+                        let before = company.map(|context| link.push(Parcel::Message(context), id));
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
                         if !urgent {
                             self.wait_at(link);
                         }
-                        if link.push(Parcel::Task(frame), id) || urgent {
+                        let waiting = link.push(Parcel::Task(frame), id);
+                        if urgent || waiting == Waiting::Much {
                             if !flush.iter().any(|other| Arc::ptr_eq(other, link)) {
                                 flush.push(Arc::clone(link));
                             }
-                        } else {
+                        } else if Waiting::First == before.unwrap_or(waiting) {
                             link.wake();
                         }
                     }

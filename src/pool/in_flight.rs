@@ -47,6 +47,8 @@ pub(crate) struct InFlight<P> {
     lanes: usize,
     /// Bytes of those behind.
     waiting_bytes: usize,
+    /// So many shall be stopped.
+    stopping: usize,
 }
 
 impl<P> InFlight<P> {
@@ -56,7 +58,23 @@ impl<P> InFlight<P> {
             bytes: 0,
             lanes,
             waiting_bytes: 0,
+            stopping: 0,
         }
+    }
+
+    /// Whether one of them shall be stopped.
+    pub(crate) fn has_stopping(&self) -> bool {
+        self.stopping > 0
+    }
+
+    /// Says how the task `id` shall be stopped, and gives it.
+    pub(crate) fn stop(&mut self, id: u64, stop: Stop) -> Option<&Sent<P>> {
+        let index = self.position(id)?;
+        let task = &mut self.sent[index];
+        self.stopping -= usize::from(task.is_stopping());
+        task.stop = stop;
+        self.stopping += usize::from(task.is_stopping());
+        Some(task)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -89,14 +107,11 @@ impl<P> InFlight<P> {
         self.position(id).map(|index| &self.sent[index])
     }
 
-    pub(crate) fn get_mut(&mut self, id: u64) -> Option<&mut Sent<P>> {
-        self.position(id).map(|index| &mut self.sent[index])
-    }
-
     pub(crate) fn remove(&mut self, id: u64) -> Option<Sent<P>> {
         let index = self.position(id)?;
         let task = self.sent.remove(index)?;
         self.bytes -= task.bytes;
+        self.stopping -= usize::from(task.is_stopping());
         // Its lane goes to the first of those behind.
         let starts = (index < self.lanes).then(|| self.sent.get(self.lanes - 1));
         self.waiting_bytes -= match starts {
@@ -109,6 +124,7 @@ impl<P> InFlight<P> {
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Sent<P>> + '_ {
         self.bytes = 0;
         self.waiting_bytes = 0;
+        self.stopping = 0;
         self.sent.drain(..)
     }
 

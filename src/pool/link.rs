@@ -60,6 +60,16 @@ impl Carry for Parcel {
     }
 }
 
+/// What the outbox holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Nothing waited there before: the driving future must know.
+    First,
+    More,
+    /// Enough to be sent by who is here.
+    Much,
+}
+
 /// A worker's connection, and what belongs to it.
 pub(crate) struct Link {
     /// Its index in the state, which another has when this one is gone.
@@ -227,14 +237,21 @@ impl Link {
         overdue.insert(id, limit);
     }
 
-    /// Puts something into the outbox; `true` when enough waits there to be sent by who is here.
-    pub(crate) fn push(&self, parcel: Parcel, id: u64) -> bool {
+    /// Puts something into the outbox.
+    pub(crate) fn push(&self, parcel: Parcel, id: u64) -> Waiting {
         if let Parcel::Task(_) = parcel {
             self.had_tasks.store(true, Ordering::Relaxed);
         }
         let mut out = self.lock_out();
+        let was_empty = out.outbox.is_empty();
         out.outbox.push(parcel, id);
-        out.outbox.waiting() >= BATCH
+        if out.outbox.waiting() >= BATCH {
+            Waiting::Much
+        } else if was_empty {
+            Waiting::First
+        } else {
+            Waiting::More
+        }
     }
 
     /// Has the outbox sent soon.

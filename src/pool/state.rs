@@ -169,7 +169,7 @@ impl<P> Worker<P> {
 
     /// Whether a task that shall be stopped stands in the way of new ones.
     fn is_doomed(&self) -> bool {
-        self.in_flight.iter().any(Sent::is_stopping)
+        self.in_flight.has_stopping()
     }
 }
 
@@ -211,6 +211,8 @@ pub(crate) struct State<P> {
     /// A moving average of run times.
     run_time: Option<Duration>,
     actions: VecDeque<Action<P>>,
+    /// Tasks have been answered since actions were decided: answers come many at a time.
+    has_answers: bool,
 }
 
 impl<P: Clone> State<P> {
@@ -228,6 +230,7 @@ impl<P: Clone> State<P> {
             depth: 1,
             run_time: None,
             actions: VecDeque::new(),
+            has_answers: false,
         };
         state.staff();
         state
@@ -239,6 +242,9 @@ impl<P: Clone> State<P> {
 
     /// The next thing to do.
     pub(crate) fn next_action(&mut self) -> Option<Action<P>> {
+        if std::mem::take(&mut self.has_answers) {
+            self.dispatch();
+        }
         self.actions.pop_front()
     }
 
@@ -439,7 +445,7 @@ impl<P: Clone> State<P> {
         }
         self.unblock(worker);
         self.after_task(worker);
-        self.dispatch();
+        self.has_answers = true;
         Some((!task.is_settled()).then_some(task.payload))
     }
 
@@ -570,13 +576,13 @@ impl<P: Clone> State<P> {
 
     /// A task at a worker shall be stopped. Gives its payload where its outcome was open.
     pub(crate) fn stop(&mut self, worker: usize, id: u64, stop: Stop) -> Option<P> {
-        let task = self.workers[worker].in_flight.get_mut(id)?;
+        let in_flight = &mut self.workers[worker].in_flight;
+        let task = in_flight.get(id)?;
         if task.is_settled() {
             return None;
         }
         let was_stopping = task.is_stopping();
-        task.stop = stop;
-        let payload = task.payload.clone();
+        let payload = in_flight.stop(id, stop)?.payload.clone();
         if !was_stopping {
             self.actions.push_back(Action::Abort { worker, id });
             // The worker knows best whether the task has started: it gives it back, or it must be stopped.
@@ -646,7 +652,7 @@ impl<P: Clone> State<P> {
     /// to end by itself, until [`unresponsive`](Self::unresponsive).
     fn unblock(&mut self, worker: usize) {
         let stuck = &self.workers[worker];
-        if self.sizing.lanes > 1 || !stuck.is_up() || stuck.recalling {
+        if self.sizing.lanes > 1 || !stuck.is_doomed() || !stuck.is_up() || stuck.recalling {
             return;
         }
         let Some(task) = stuck.in_flight.iter().find(|task| task.is_stopping()) else {

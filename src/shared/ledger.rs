@@ -18,6 +18,7 @@
 //! word 9     the row of the task that started last
 //! word 10    up to where replies have been delivered, and whose turn it is, see `delivery`
 //! word 11    how often the parent has sent something
+//! word 12    the highest id among those that were revoked
 //! word 16 …  three words for each lane: the id of the task that runs there (0: none), the element it is at, and
 //!            since when
 //! then       ids of the tasks that the parent revoked last
@@ -55,6 +56,7 @@ const EVENTS_DROPPED: usize = 8;
 const ROW: usize = 9;
 const TURN: usize = 10;
 const BELL: usize = 11;
+const HIGHEST: usize = 12;
 const LANES: usize = 16;
 /// Words of a lane: id, element, time.
 const LANE: usize = 3;
@@ -76,7 +78,7 @@ pub(crate) fn clock() -> u64 {
 }
 
 /// Ids of revoked tasks that are kept, beside one for each lane: as many tasks can wait at a worker.
-pub(crate) const MOST_WAITING: usize = 64;
+pub(crate) const MOST_WAITING: usize = 512;
 
 /// One worker's ledger. The worker alone writes, but for recalls and revocations, which are the parent's.
 #[derive(Debug)]
@@ -253,7 +255,9 @@ impl Ledger {
         let place = count as usize % Self::revocable(self.lanes);
         self.word(LANES + LANE * self.lanes + place)
             .store(id, Ordering::Relaxed);
-        // Pairs with the load in `is_revoked`: who sees the count sees the id. In total order, so that it is out of
+        let highest = self.word(HIGHEST).load(Ordering::Relaxed).max(id);
+        self.word(HIGHEST).store(highest, Ordering::Relaxed);
+        // Pairs with the load in `is_revoked`: who sees the count sees the id and the highest. In total order, so that it is out of
         // this processor's store buffer when whoever cancels is told so.
         self.word(REVOCATIONS)
             .store(count.wrapping_add(1), Ordering::SeqCst);
@@ -283,6 +287,8 @@ impl Ledger {
     pub(crate) fn is_revoked(&self, id: u64) -> bool {
         let first = LANES + LANE * self.lanes;
         self.revocations() > 0
+            // Tasks that have come since are higher, so that most need no search.
+            && id <= self.word(HIGHEST).load(Ordering::Relaxed)
             && (first..first + Self::revocable(self.lanes))
                 .any(|index| self.word(index).load(Ordering::Relaxed) == id)
     }

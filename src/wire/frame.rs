@@ -342,7 +342,12 @@ impl Decoder {
             return Err(FrameError::Short { id });
         }
         self.header_len = 0;
-        let mut partial = match self.partial.remove(&(kind, id)) {
+        // Nearly always there is none, which is not worth a search.
+        let begun = match self.partial.is_empty() {
+            true => None,
+            false => self.partial.remove(&(kind, id)),
+        };
+        let mut partial = match begun {
             Some(_) if first => return Err(FrameError::Duplicate { id }),
             Some(partial) => partial,
             None if first => Partial {

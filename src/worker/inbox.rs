@@ -154,7 +154,10 @@ impl Waiting {
         {
             match message.kind {
                 kind::TASK | kind::CHUNK | kind::TIMED_CHUNK => {
-                    let context = self.contexts.remove(&message.id);
+                    let context = match self.contexts.is_empty() {
+                        true => None,
+                        false => self.contexts.remove(&message.id),
+                    };
                     self.tasks.push_back((message, context));
                 }
                 kind::CONTEXT => {
