@@ -1,42 +1,54 @@
-//! What the figures were measured on.
+//! What the figures were measured on, and of which versions.
 
 use std::fs;
 use std::path::Path;
 
 use crate::python::Python;
+use crate::rust_peers::RustPeers;
 
-/// Some lines of facts.
-pub(crate) fn facts(python: Option<&Python>) -> String {
-    let mut facts = String::new();
+/// The machine in a line.
+pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let line = |text: &str| text.lines().next().unwrap_or("").trim().to_owned();
-    let read = |path: &str| line(&fs::read_to_string(path).unwrap_or_default());
-    let build = if cfg!(debug_assertions) {
-        "debug"
-    } else {
-        "release"
-    };
-    facts += &format!(
-        "{cores} cores of {}, Linux {}, load {}\n",
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    format!(
+        "{cores} cores of {}, Linux {}",
         processor(),
-        read("/proc/sys/kernel/osrelease"),
-        read("/proc/loadavg")
-            .split(' ')
-            .take(3)
-            .collect::<Vec<_>>()
-            .join(" "),
-    );
-    facts += &format!("procession {} ({build} build)", env!("CARGO_PKG_VERSION"));
-    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
-    let lock = fs::read_to_string(lock).unwrap_or_default();
-    for package in ["procspawn", "tokio", "rayon"] {
-        facts += &format!(", {package} {}", locked(&lock, package).unwrap_or("?"));
+        read("/proc/sys/kernel/osrelease").trim()
+    )
+}
+
+/// The load before the measurements.
+pub(crate) fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Names and versions of all that is measured.
+pub(crate) fn versions(rust: Option<&RustPeers>, python: Option<&Python>) -> Vec<(String, String)> {
+    let build = if cfg!(debug_assertions) {
+        " (debug build)"
+    } else {
+        ""
+    };
+    let own = format!("{}{build}", env!("CARGO_PKG_VERSION"));
+    let mut versions = vec![("procession".to_owned(), own)];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut add = |folder: &Path, packages: &[&str]| {
+        let lock = fs::read_to_string(folder.join("Cargo.lock")).unwrap_or_default();
+        for package in packages {
+            let version = locked(&lock, package).unwrap_or("?");
+            versions.push(((*package).to_owned(), version.to_owned()));
+        }
+    };
+    add(root, &["tokio", "rayon", "postcard"]);
+    if let Some(rust) = rust {
+        add(rust.package(), &["procspawn", "tarnish", "zng-task"]);
     }
     if let Some(python) = python {
-        facts += &format!(", Python {}", python.version);
+        versions.push(("Python".to_owned(), python.version.clone()));
+        versions.extend(python.packages.iter().cloned());
     }
-    facts.push('\n');
-    facts
+    versions
 }
 
 fn processor() -> String {

@@ -1,44 +1,63 @@
-//! The seven workloads, by this crate and by others, in one run: `cargo bench --bench peers`.
+//! The seven workloads, by this crate, by others and by the bare machine, in one run: `cargo bench --bench peers`.
 //!
 //! ```text
-//! cargo bench --bench peers                          five rounds, some minutes
-//! cargo bench --bench peers -- --quick               one small round, for CI
-//! cargo bench --bench peers -- --rounds 9 W1 W4      these workloads alone
-//! cargo bench --bench peers -- --peer procession W2  this peer alone
-//! cargo bench -- --test, cargo test --benches        a tiny run that shows nothing but that it works
+//! cargo bench --bench peers                                five rounds, some ten minutes
+//! cargo bench --bench peers -- --quick                     one small round
+//! cargo bench --bench peers -- --rounds 9 --only W1,W4     these workloads alone
+//! cargo bench --bench peers -- --peer procession,limit     these peers alone
+//! cargo bench --bench peers -- --write                     the outcome goes into README.md as well
+//! cargo bench -- --test, cargo test --benches              a tiny run that shows nothing but that it works
 //! ```
 //!
+//! Other Rust crates are built, and Python's pools installed, below `target/peers` before anything is measured; what
+//! cannot be had is skipped with a message. There go `report.md`, `figures.json` and `peers.svg` as well.
+//!
 //! Every measurement has a process of its own, so that none inherits another's heap, threads or warm pages. Rounds go
-//! over all peers before the next begins, so that a machine that slows down slows all of them.
+//! over all workloads and peers before the next begins, so that a machine that slows down slows all of them.
 
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
+mod callers;
+mod figures;
+mod limits;
 mod machine;
 mod measure;
 mod memory;
 mod ours;
+mod output;
 mod plan;
-mod procspawn_pool;
+mod plot;
 mod python;
 mod report;
+mod results;
+mod rust_peers;
+mod scale;
+mod targets;
 mod tasks;
 mod threads;
 
-use std::collections::HashMap;
 use std::process::ExitCode;
 
-use measure::Figures;
-use plan::{PEERS, Peer, Scale, WORKLOADS, Workload};
-use report::Samples;
+use figures::Figures;
+use plan::{By, PEERS, Peer, WORKLOADS, Workload};
+use python::Python;
+use report::Facts;
+use results::Results;
+use rust_peers::RustPeers;
+use scale::{Scale, scale};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    // Each knows its own workers by a mark in the environment that the other never sets, and does nothing in those
-    // of the other; `procspawn_pool::check_both` tries it.
-    procession::init();
-    ::procspawn::init();
-    match run() {
+    // In front of `init`, which would only cost time here: a bare process is measured.
+    let mut arguments = std::env::args().skip(1);
+    let result = if arguments.next().as_deref() == Some(limits::CHILD) {
+        limits::child(&arguments.next().unwrap_or_default()).map(|()| true)
+    } else {
+        procession::init();
+        run()
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -54,15 +73,18 @@ struct Request {
     rounds: usize,
     workloads: Vec<&'static Workload>,
     peers: Vec<&'static Peer>,
+    /// Whether others may be built and installed.
+    install: bool,
+    write: bool,
 }
 
-/// `false` when a measurement of this crate or of a Rust peer failed.
+/// `false` when a measurement of this program failed.
 fn run() -> Result<bool, Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [flag, peer, workload, scale] = &arguments[..]
+    if let [flag, peer, workload, scale_key] = &arguments[..]
         && flag == measure::MEASURE
     {
-        let figures = measure_here(plan::peer(peer)?, plan::workload(workload)?, plan::scale(scale)?)?;
+        let figures = measure_here(plan::peer(peer)?, plan::workload(workload)?, scale(scale_key)?)?;
         print!("{figures}");
         return Ok(true);
     }
@@ -75,10 +97,11 @@ fn run() -> Result<bool, Error> {
 
 fn measure_here(peer: &Peer, workload: &Workload, scale: &'static Scale) -> Result<Figures, Error> {
     match peer.key {
-        "procession" => ours::measure(workload.key, scale),
-        "procspawn" => procspawn_pool::measure(workload.key, scale),
-        "spawn_blocking" => threads::measure_tokio(workload.key, scale),
+        plan::OURS => ours::measure(workload.key, scale),
+        plan::ASLEEP => ours::measure_asleep(scale),
+        plan::SPAWN_BLOCKING => threads::measure_tokio(workload.key, scale),
         "rayon" => threads::measure_rayon(workload.key, scale),
+        plan::LIMIT => limits::measure(workload.key, scale),
         other => Err(format!("{other} is not measured in this process").into()),
     }
 }
@@ -86,29 +109,42 @@ fn measure_here(peer: &Peer, workload: &Workload, scale: &'static Scale) -> Resu
 fn parse(arguments: &[String]) -> Result<Request, Error> {
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     // `cargo bench` says `--bench`, `cargo test` nothing.
-    let (scale, rounds) = if has("--test") || !has("--bench") {
-        (&plan::TEST, 1)
+    let is_test = has("--test") || !has("--bench");
+    let (scale_key, rounds) = if is_test {
+        ("test", 1)
     } else if has("--quick") {
-        (&plan::QUICK, 1)
+        ("quick", 1)
     } else {
-        (&plan::FULL, 5)
+        ("full", 5)
     };
     let mut request = Request {
-        scale,
+        scale: scale(scale_key)?,
         rounds,
         workloads: Vec::new(),
         peers: Vec::new(),
+        install: !is_test,
+        write: false,
     };
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
         match argument.as_str() {
             "--bench" | "--test" | "--quick" => {}
-            "--rounds" => request.rounds = arguments.next().ok_or("--rounds wants a number")?.parse()?,
-            "--peer" => {
-                let key = arguments.next().ok_or("--peer wants a name")?;
-                request.peers.push(plan::peer(key)?);
+            "--write" => request.write = true,
+            "--rounds" => request.rounds = value()?.parse()?,
+            "--only" => {
+                for name in value()?.split(',') {
+                    request.workloads.extend(plan::workloads(name)?);
+                }
             }
-            key => request.workloads.push(plan::workload(key)?),
+            "--peer" => {
+                for key in value()?.split(',') {
+                    request.peers.push(plan::peer(key)?);
+                }
+            }
+            other => {
+                return Err(format!("{other} is not understood; benches/peers/main.rs says what is").into());
+            }
         }
     }
     if request.rounds == 0 {
@@ -120,52 +156,86 @@ fn parse(arguments: &[String]) -> Result<Request, Error> {
     if request.peers.is_empty() {
         request.peers = PEERS.iter().collect();
     }
+    if !ours::CAN_SLEEP_AT_ONCE {
+        request.peers.retain(|peer| peer.key != plan::ASLEEP);
+    }
     Ok(request)
 }
 
 async fn compare(request: &Request) -> Result<bool, Error> {
-    let python = python::find().await;
-    print!("{}", machine::facts(python.as_ref()));
-    if python.is_none() {
-        println!("{}", python::SKIPPED);
-    }
-    println!(
-        "{} round{}, {}; {} workers, not pinned to cores",
-        request.rounds,
-        if request.rounds == 1 { "" } else { "s" },
-        request.scale.about,
-        plan::WORKERS
+    let wanted = |by| request.peers.iter().any(|peer| peer.by == by);
+    let python = match wanted(By::Python) {
+        true => python::find(request.install).await,
+        false => None,
+    };
+    let rust = match request.install && wanted(By::RustPeers) {
+        true => RustPeers::build().await,
+        false => None,
+    };
+    let facts = Facts {
+        machine: machine::machine(),
+        load: machine::load(),
+        versions: machine::versions(rust.as_ref(), python.as_ref()),
+        rounds: request.rounds,
+        scale: request.scale.about,
+    };
+    let (results, well) = measure_all(request, rust.as_ref(), python.as_ref()).await?;
+    let targets = targets::targets(&results);
+    let report = report::markdown(&facts, &targets, &results);
+    let caption = format!(
+        "{}; {} rounds, medians, whiskers from the least to the most",
+        facts.machine, facts.rounds
     );
-    procspawn_pool::check_both().await?;
+    let plot = plot::svg(&results, &caption);
+    let folder = output::folder()?;
+    std::fs::write(folder.join("report.md"), &report)?;
+    std::fs::write(
+        folder.join("figures.json"),
+        format!("{:#}\n", report::json(&facts, &targets, &results)),
+    )?;
+    std::fs::write(folder.join("peers.svg"), &plot)?;
+    print!("{report}");
+    println!(
+        "\nreport.md, figures.json and peers.svg are in {}",
+        folder.display()
+    );
+    if request.write {
+        output::write_into_tree(&plot, &report::readme(&facts, &results))?;
+        println!("README.md and {} are written", output::PLOT);
+    }
+    Ok(well)
+}
 
+/// Everything round by round, and whether all that this program measures itself went well.
+async fn measure_all(
+    request: &Request,
+    rust: Option<&RustPeers>,
+    python: Option<&Python>,
+) -> Result<(Results, bool), Error> {
     let mut well = true;
-    let mut samples: HashMap<&str, Samples> = HashMap::new();
+    let mut results = Results::default();
     for round in 1..=request.rounds {
         for workload in &request.workloads {
             for peer in request.peers.iter().filter(|peer| workload.has(peer)) {
-                let command = if peer.python {
-                    let Some(python) = &python else { continue };
-                    python.command(peer, workload, request.scale)
-                } else {
-                    measure::command(peer, workload, request.scale)?
+                let command = match peer.by {
+                    By::ThisProgram => Some(measure::command(peer, workload, request.scale)?),
+                    By::RustPeers => rust.map(|rust| rust.command(peer, workload, request.scale)),
+                    By::Python => python
+                        .filter(|python| python.has(peer))
+                        .map(|python| python.command(peer, workload, request.scale)),
                 };
-                let result = measure::run(command).await;
-                if let Err(error) = &result {
-                    eprintln!("peers: {} {}, round {round}: {error}", workload.key, peer.name);
-                    well &= peer.python;
+                let Some(command) = command else { continue };
+                match measure::run(command).await {
+                    Ok(figures) => results.add(workload.key, peer.key, round, &figures),
+                    Err(error) => {
+                        eprintln!("peers: {} {}, round {round}: {error}", workload.key, peer.name);
+                        results.add_failure(workload.key, peer.key);
+                        well &= peer.by != By::ThisProgram;
+                    }
                 }
-                samples
-                    .entry(workload.key)
-                    .or_default()
-                    .add(peer.key, result.ok());
             }
         }
         eprintln!("peers: round {round} of {} done", request.rounds);
     }
-    for workload in &request.workloads {
-        if let Some(samples) = samples.get(workload.key) {
-            println!("\n{}", report::table(workload, &request.peers, samples));
-        }
-    }
-    Ok(well)
+    Ok((results, well))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::Error;
-use crate::measure::Figures;
+use crate::figures::Figures;
 
 const MIB: f64 = 1024.0;
 
@@ -59,9 +59,9 @@ impl Growth {
         })
     }
 
-    /// MiB for 100,000 tasks, from what `tasks` took.
-    pub(crate) fn per_100_000(&self, tasks: usize) -> Result<f64, Error> {
+    /// Bytes for each task, from what `tasks` took.
+    pub(crate) fn per_task(&self, tasks: usize) -> Result<f64, Error> {
         let grown = memory_of("self")?.resident - self.before;
-        Ok(grown / MIB * 100_000.0 / tasks as f64)
+        Ok(grown * 1024.0 / tasks as f64)
     }
 }

@@ -6,34 +6,78 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use bytes::Bytes;
-use procession::{BuildError, Pool};
+use procession::{Pool, PoolBuilder};
 
 use crate::Error;
-use crate::measure::{Figures, WARM_UP, echo_rate, latencies, milliseconds, rate};
+use crate::callers::{self, Tiny};
+use crate::figures::{Figures, echo_rate, median, milliseconds, rate};
 use crate::memory::{self, Growth};
-use crate::plan::{CHUNK, Scale, WORKERS};
+use crate::scale::{CHUNK, Scale, WORKERS};
 use crate::tasks::{Gate, compute, echo, hold, process_id, successor, ten_milliseconds};
 
+/// Whether the pool can be told not to look again before it sleeps: `asleep` below is to say so.
+pub(crate) const CAN_SLEEP_AT_ONCE: bool = false;
+
+/// The place of `builder.spin(Duration::ZERO)`.
+fn asleep(builder: PoolBuilder) -> PoolBuilder {
+    builder
+}
+
 pub(crate) fn measure(workload: &'static str, scale: &'static Scale) -> Result<Figures, Error> {
+    match workload {
+        "W1" => return callers::sequential::<Looking>(scale),
+        "W1-callers" => return callers::several::<Looking>(scale),
+        "W1-runtimes" => return callers::runtimes::<Looking>(scale),
+        _ => {}
+    }
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let workload = tokio::spawn(async move {
             match workload {
-                "W1" => sequential(scale).await,
                 "W2" => single(scale).await,
                 "W3" => map(scale).await,
                 "W4" => bytes(scale).await,
-                "W5" => start().await,
+                "W4-sizes" => sizes(scale).await,
+                "W5" => start(scale).await,
                 "W6" => resident(scale).await,
-                _ => scaling(scale).await,
+                "W7" => scaling(scale).await,
+                other => Err(format!("this crate does not take part in {other}").into()),
             }
         });
         workload.await?
     })
 }
 
-async fn pool(workers: usize) -> Result<Pool, BuildError> {
-    Pool::builder().workers(workers).build().await
+pub(crate) fn measure_asleep(scale: &'static Scale) -> Result<Figures, Error> {
+    callers::sequential::<Asleep>(scale)
+}
+
+struct Looking(Pool);
+
+impl Tiny for Looking {
+    async fn start() -> Result<Self, Error> {
+        Ok(Self(pool(WORKERS).await?))
+    }
+
+    async fn tiny(&self, n: u64) -> Result<u64, Error> {
+        Ok(self.0.apply(successor, n).await?)
+    }
+}
+
+struct Asleep(Pool);
+
+impl Tiny for Asleep {
+    async fn start() -> Result<Self, Error> {
+        Ok(Self(asleep(Pool::builder().workers(WORKERS)).build().await?))
+    }
+
+    async fn tiny(&self, n: u64) -> Result<u64, Error> {
+        Ok(self.0.apply(successor, n).await?)
+    }
+}
+
+async fn pool(workers: usize) -> Result<Pool, Error> {
+    Ok(Pool::builder().workers(workers).build().await?)
 }
 
 /// The workers' process ids, each of which has given a result then.
@@ -46,17 +90,6 @@ async fn all_answered(pool: &Pool) -> Result<Vec<u32>, Error> {
         }
     }
     Ok(pids.into_iter().collect())
-}
-
-async fn sequential(scale: &Scale) -> Result<Figures, Error> {
-    let pool = pool(WORKERS).await?;
-    let mut samples = Vec::with_capacity(scale.calls);
-    for n in 0..(WARM_UP + scale.calls) as u64 {
-        let began = Instant::now();
-        pool.apply(successor, n).await?;
-        samples.push(began.elapsed());
-    }
-    Ok(latencies(samples.split_off(WARM_UP)))
 }
 
 async fn single(scale: &Scale) -> Result<Figures, Error> {
@@ -94,35 +127,55 @@ async fn map(scale: &Scale) -> Result<Figures, Error> {
 
 async fn bytes(scale: &Scale) -> Result<Figures, Error> {
     let pool = pool(WORKERS).await?;
+    Ok(Figures::default()
+        .with("small", echoes(&pool, scale.small).await?)
+        .with("large", echoes(&pool, scale.large).await?))
+}
+
+async fn sizes(scale: &Scale) -> Result<Figures, Error> {
+    let pool = pool(WORKERS).await?;
     let mut figures = Figures::default();
-    for (key, (size, echoes)) in [("small", scale.small), ("large", scale.large)] {
-        let sent = Bytes::from(vec![7; size]);
-        check(pool.apply(echo, sent.clone()).await? == sent)?;
-        let began = Instant::now();
-        for _ in 0..echoes {
-            pool.apply(echo, sent.clone()).await?;
-        }
-        figures = figures.with(key, echo_rate((size, echoes), began));
+    for (size, count) in scale.steps() {
+        figures = figures.with(size.to_string(), echoes(&pool, (size, count)).await?);
     }
     Ok(figures)
 }
 
-async fn start() -> Result<Figures, Error> {
-    let mut figures = Figures::default();
-    for key in ["first", "again"] {
+async fn echoes(pool: &Pool, (size, echoes): (usize, usize)) -> Result<f64, Error> {
+    let sent = Bytes::from(vec![7; size]);
+    for _ in 0..WORKERS {
+        check(pool.apply(echo, sent.clone()).await? == sent)?;
+    }
+    let began = Instant::now();
+    for _ in 0..echoes {
+        pool.apply(echo, sent.clone()).await?;
+    }
+    Ok(echo_rate((size, echoes), began))
+}
+
+async fn start(scale: &Scale) -> Result<Figures, Error> {
+    let mut times = Vec::new();
+    for _ in 0..=scale.starts {
         let began = Instant::now();
         let pool = pool(WORKERS).await?;
         all_answered(&pool).await?;
-        figures = figures.with(key, milliseconds(began));
+        times.push(milliseconds(began));
         pool.close();
         pool.join().await?;
     }
-    let began = Instant::now();
-    let pool = pool(1).await?;
-    pool.apply(process_id, ()).await?;
-    pool.close();
-    pool.join().await?;
-    Ok(figures.with("join", milliseconds(began)))
+    let mut joins = Vec::new();
+    for _ in 0..scale.starts {
+        let began = Instant::now();
+        let pool = pool(1).await?;
+        pool.apply(process_id, ()).await?;
+        pool.close();
+        pool.join().await?;
+        joins.push(milliseconds(began));
+    }
+    Ok(Figures::default()
+        .with("first", times.remove(0))
+        .with("again", median(times))
+        .with("join", median(joins)))
 }
 
 async fn resident(scale: &Scale) -> Result<Figures, Error> {
@@ -136,7 +189,7 @@ async fn resident(scale: &Scale) -> Result<Figures, Error> {
     let calls: Vec<_> = (0..scale.queued as u64)
         .map(|n| pool.apply_async(successor, n))
         .collect();
-    let queued = growth.per_100_000(scale.queued)?;
+    let queued = growth.per_task(scale.queued)?;
     drop(gate);
     for call in held {
         call.await?;

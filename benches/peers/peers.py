@@ -1,12 +1,14 @@
-"""The workloads by Python's own pools. Prints figures as lines of a key, a tab and a number.
+"""The workloads by Python's pools. Prints figures as lines of a key, a tab and a number.
 
-usage: peers.py pool|pool-spawn|executor W1..W7 NAME=NUMBER...
+usage: peers.py pool|pool-spawn|executor|loky|mpire|pebble W1..W7 NAME=NUMBER...
+       peers.py versions
 """
 
 import concurrent.futures
 import multiprocessing
 import os
 import socket
+import statistics
 import sys
 import time
 
@@ -41,8 +43,7 @@ class Pool:
     """multiprocessing.Pool."""
 
     def __init__(self, method, workers):
-        self.context = multiprocessing.get_context(method)
-        self.pool = self.context.Pool(workers)
+        self.pool = multiprocessing.get_context(method).Pool(workers)
 
     def submit(self, function, *arguments):
         return self.pool.apply_async(function, arguments)
@@ -56,12 +57,14 @@ class Pool:
     def map(self, function, items, chunk=None):
         return self.pool.map(function, items, chunksize=chunk)
 
-    def default_items(self, scale):
-        return scale["items"]
-
     def end(self):
         self.pool.close()
         self.pool.join()
+
+    # What its map does by default with every item; elsewhere a task for each, which would take minutes.
+    single_by_default = False
+    # Whether a map in good chunks is too slow for all items.
+    slow_map = False
 
     @staticmethod
     def spawn_and_join(method):
@@ -73,9 +76,16 @@ class Pool:
 class Executor:
     """concurrent.futures.ProcessPoolExecutor."""
 
+    single_by_default = True
+    slow_map = False
+    spawn_and_join = None
+
     def __init__(self, method, workers):
-        context = multiprocessing.get_context(method)
-        self.pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+        self.pool = self.make(workers, multiprocessing.get_context(method))
+
+    @staticmethod
+    def make(workers, context):
+        return concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
 
     def submit(self, function, *arguments):
         return self.pool.submit(function, *arguments)
@@ -89,14 +99,65 @@ class Executor:
     def map(self, function, items, chunk=1):
         return list(self.pool.map(function, items, chunksize=chunk))
 
-    def default_items(self, scale):
-        # Its default is a task for every item, which would take minutes.
-        return scale["single_items"]
-
     def end(self):
         self.pool.shutdown()
 
-    spawn_and_join = None
+
+class Loky(Executor):
+    """loky's executor, with its own start method, the only one that it is documented for."""
+
+    def __init__(self, method, workers):
+        import loky
+
+        self.pool = loky.ProcessPoolExecutor(workers)
+
+
+class Mpire(Executor):
+    """mpire.WorkerPool: a pool that has run single tasks cannot map, so that each kind of call has its own."""
+
+    slow_map = True
+
+    def __init__(self, method, workers):
+        import mpire
+
+        self.pool = mpire.WorkerPool(n_jobs=workers, start_method=method)
+
+    def submit(self, function, *arguments):
+        return self.pool.apply_async(function, arguments)
+
+    def call(self, function, *arguments):
+        return self.pool.apply(function, arguments)
+
+    def result(self, submitted):
+        return submitted.get()
+
+    def map(self, function, items, chunk=None):
+        return self.pool.map(function, items, chunk_size=chunk)
+
+    def end(self):
+        self.pool.stop_and_join()
+
+
+class Pebble(Executor):
+    """pebble.ProcessPool."""
+
+    slow_map = True
+
+    @staticmethod
+    def make(workers, context):
+        import pebble
+
+        return pebble.ProcessPool(max_workers=workers, context=context)
+
+    def submit(self, function, *arguments):
+        return self.pool.submit(function, None, *arguments)
+
+    def map(self, function, items, chunk=1):
+        return list(self.pool.map(function, items, chunksize=chunk).result())
+
+    def end(self):
+        self.pool.close()
+        self.pool.join()
 
 
 def all_answered(pool, workers):
@@ -110,11 +171,10 @@ def all_answered(pool, workers):
 def w1(make, scale):
     pool = make(scale["workers"])
     samples = []
-    for n in range(WARM_UP + scale["calls"]):
+    for n in range(WARM_UP + scale["slow_calls"]):
         began = time.perf_counter()
         pool.call(successor, n)
         samples.append(time.perf_counter() - began)
-    pool.end()
     samples = sorted(samples[WARM_UP:])
     last = len(samples) - 1
     yield "p50", samples[-(-last * 50 // 100)] * 1e6
@@ -125,26 +185,25 @@ def w2(make, scale):
     pool = make(scale["workers"])
     all_answered(pool, scale["workers"])
     began = time.perf_counter()
-    submitted = [pool.submit(successor, n) for n in range(scale["tasks"])]
+    submitted = [pool.submit(successor, n) for n in range(scale["slow_tasks"])]
     for one in submitted:
         pool.result(one)
-    yield "rate", scale["tasks"] / (time.perf_counter() - began)
-    pool.end()
+    yield "rate", scale["slow_tasks"] / (time.perf_counter() - began)
 
 
 def w3(make, scale):
     pool = make(scale["workers"])
-    all_answered(pool, scale["workers"])
-    items = pool.default_items(scale)
+    pool.map(successor, range(scale["workers"] * 10))
+    items = scale["single_items" if pool.single_by_default else "items"]
     began = time.perf_counter()
     pool.map(successor, range(items))
     yield "default", items / (time.perf_counter() - began)
-    items = scale["items"]
+    items = scale["slow_items" if pool.slow_map else "items"]
     for chunk in scale["chunks"]:
-        began = time.perf_counter()
-        pool.map(successor, range(items), chunk)
-        yield f"chunk {chunk}", items / (time.perf_counter() - began)
-    pool.end()
+        if chunk * scale["workers"] <= items:
+            began = time.perf_counter()
+            pool.map(successor, range(items), chunk)
+            yield f"chunk {chunk}", items / (time.perf_counter() - began)
 
 
 def w4(make, scale):
@@ -157,20 +216,27 @@ def w4(make, scale):
         for _ in range(echoes):
             pool.call(echo, data)
         yield key, 2 * size * echoes / (time.perf_counter() - began) / 1e6
-    pool.end()
 
 
 def w5(make, scale):
-    for key in ["first", "again"]:
+    # Interpreters that are started anew are given fewer tries.
+    starts = 1 if make.is_slow_to_start else scale["starts"]
+    times = []
+    for _ in range(1 + starts):
         began = time.perf_counter()
         pool = make(scale["workers"])
         all_answered(pool, scale["workers"])
-        yield key, (time.perf_counter() - began) * 1e3
+        times.append((time.perf_counter() - began) * 1e3)
         pool.end()
+    yield "first", times[0]
+    yield "again", statistics.median(times[1:])
     if make.spawn_and_join is not None:
-        began = time.perf_counter()
-        make.spawn_and_join(make.method)
-        yield "join", (time.perf_counter() - began) * 1e3
+        times = []
+        for _ in range(starts):
+            began = time.perf_counter()
+            make.spawn_and_join(make.method)
+            times.append((time.perf_counter() - began) * 1e3)
+        yield "join", statistics.median(times)
 
 
 def memory(process):
@@ -194,13 +260,12 @@ def w6(make, scale):
         held = [pool.submit(hold, gate.getsockname()[1]) for _ in range(workers)]
         waiting = [gate.accept()[0] for _ in range(workers)]
         before = memory("self")[0]
-        submitted = [pool.submit(successor, n) for n in range(scale["queued"])]
-        yield "queued", (memory("self")[0] - before) * 100_000 / scale["queued"]
+        submitted = [pool.submit(successor, n) for n in range(scale["slow_queued"])]
+        yield "queued", (memory("self")[0] - before) * 1024 * 1024 / scale["slow_queued"]
         for connection in waiting:
             connection.close()
     for one in held + submitted:
         pool.result(one)
-    pool.end()
 
 
 def ten_milliseconds():
@@ -223,7 +288,6 @@ def w7(make, scale):
         for one in submitted:
             pool.result(one)
         times.append(time.perf_counter() - began)
-        pool.end()
     yield "scaling", times[0] / (2 * times[1])
 
 
@@ -233,16 +297,32 @@ class Make:
     def __init__(self, kind, method):
         self.kind, self.method = kind, method
         self.spawn_and_join = kind.spawn_and_join
+        self.is_slow_to_start = kind is Loky or method == "spawn"
 
     def __call__(self, workers):
         return self.kind(self.method, workers)
 
 
+def versions():
+    from importlib import metadata
+
+    for package in ["loky", "mpire", "pebble"]:
+        try:
+            print(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            pass
+
+
 def main():
+    if sys.argv[1:] == ["versions"]:
+        return versions()
     peers = {
         "pool": Make(Pool, "fork"),
         "pool-spawn": Make(Pool, "spawn"),
         "executor": Make(Executor, "fork"),
+        "loky": Make(Loky, None),
+        "mpire": Make(Mpire, "fork"),
+        "pebble": Make(Pebble, "fork"),
     }
     workloads = {"W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5, "W6": w6, "W7": w7}
     peer, workload = sys.argv[1:3]

@@ -1,198 +1,328 @@
-//! What is measured, of whom, and how much of it.
+//! What is measured, and of whom.
 
 use crate::Error;
+use crate::scale::CHUNK;
 
-/// Workers, processes or threads, of every pool.
-pub(crate) const WORKERS: usize = 2;
+/// What somebody is in the comparison.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Ours,
+    /// A pool of processes whose arguments are values.
+    Processes,
+    /// The same, with a type of its own for shared bytes.
+    SharedBytes,
+    Threads,
+    /// What the machine gives to a program that does nothing else.
+    Limit,
+}
+
+/// Who measures it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    ThisProgram,
+    RustPeers,
+    Python,
+}
 
 /// Somebody whose figures are in the tables.
 pub(crate) struct Peer {
     pub(crate) key: &'static str,
     pub(crate) name: &'static str,
-    /// Measured by the script, not by this program.
-    pub(crate) python: bool,
+    pub(crate) kind: Kind,
+    pub(crate) by: By,
 }
 
-pub(crate) const PEERS: [Peer; 7] = [
-    peer_named("procession", "procession", false),
-    peer_named("procspawn", "procspawn Pool", false),
-    peer_named("pool", "multiprocessing.Pool (fork)", true),
-    peer_named("pool-spawn", "multiprocessing.Pool (spawn)", true),
-    peer_named("executor", "ProcessPoolExecutor (fork)", true),
-    peer_named("spawn_blocking", "tokio spawn_blocking (threads)", false),
-    peer_named("rayon", "rayon + oneshot (threads)", false),
+const fn of(key: &'static str, name: &'static str, kind: Kind, by: By) -> Peer {
+    Peer { key, name, kind, by }
+}
+
+pub(crate) const OURS: &str = "procession";
+/// Ours with looking again switched off.
+pub(crate) const ASLEEP: &str = "asleep";
+pub(crate) const LIMIT: &str = "limit";
+pub(crate) const PYTHON_POOL: &str = "pool";
+pub(crate) const SPAWN_BLOCKING: &str = "spawn_blocking";
+pub(crate) const SHARED_BYTES: &str = "zng-bytes";
+
+pub(crate) const PEERS: [Peer; 15] = [
+    of(OURS, "procession", Kind::Ours, By::ThisProgram),
+    of(ASLEEP, "procession, spin(0)", Kind::Ours, By::ThisProgram),
+    of("procspawn", "procspawn Pool", Kind::Processes, By::RustPeers),
+    of("tarnish", "tarnish ProcessPool", Kind::Processes, By::RustPeers),
+    of("zng-task", "zng-task, 2 workers", Kind::Processes, By::RustPeers),
+    of(
+        SHARED_BYTES,
+        "zng-task, IpcBytes",
+        Kind::SharedBytes,
+        By::RustPeers,
+    ),
+    of(PYTHON_POOL, "multiprocessing.Pool", Kind::Processes, By::Python),
+    of(
+        "pool-spawn",
+        "multiprocessing.Pool (spawn)",
+        Kind::Processes,
+        By::Python,
+    ),
+    of("executor", "ProcessPoolExecutor", Kind::Processes, By::Python),
+    of("loky", "loky", Kind::Processes, By::Python),
+    of("mpire", "mpire", Kind::Processes, By::Python),
+    of("pebble", "pebble", Kind::Processes, By::Python),
+    of(
+        SPAWN_BLOCKING,
+        "tokio spawn_blocking",
+        Kind::Threads,
+        By::ThisProgram,
+    ),
+    of("rayon", "rayon + oneshot", Kind::Threads, By::ThisProgram),
+    of(LIMIT, "the machine", Kind::Limit, By::ThisProgram),
 ];
-
-const fn peer_named(key: &'static str, name: &'static str, python: bool) -> Peer {
-    Peer { key, name, python }
-}
 
 /// A figure that a workload gives.
 pub(crate) struct Metric {
     pub(crate) key: &'static str,
     pub(crate) name: &'static str,
     pub(crate) decimals: usize,
+    /// Whether a higher figure is a better one.
+    pub(crate) more_is_better: bool,
+}
+
+const fn less(key: &'static str, name: &'static str, decimals: usize) -> Metric {
+    Metric {
+        key,
+        name,
+        decimals,
+        more_is_better: false,
+    }
+}
+
+const fn more(key: &'static str, name: &'static str, decimals: usize) -> Metric {
+    Metric {
+        key,
+        name,
+        decimals,
+        more_is_better: true,
+    }
 }
 
 pub(crate) struct Workload {
     pub(crate) key: &'static str,
     pub(crate) about: &'static str,
-    /// Whether a higher figure is a better one.
-    pub(crate) more_is_better: bool,
     pub(crate) metrics: &'static [Metric],
-    /// Peers that do not take part.
-    without: &'static [&'static str],
+    /// Keys of those who take part.
+    peers: &'static [&'static str],
 }
 
 impl Workload {
     pub(crate) fn has(&self, peer: &Peer) -> bool {
-        !self.without.contains(&peer.key)
+        self.peers.contains(&peer.key)
+    }
+
+    /// The figure at the end of what W4's key for a size is made of: its sizes are rows, not columns.
+    pub(crate) fn is_ladder(&self) -> bool {
+        self.metrics.is_empty()
     }
 }
 
-const fn metric(key: &'static str, name: &'static str, decimals: usize) -> Metric {
-    Metric { key, name, decimals }
-}
+/// How many callers at once.
+pub(crate) const CALLERS: [usize; 4] = [1, 2, 8, 64];
+/// What awaits the calls.
+pub(crate) const RUNTIMES: [&str; 4] = [
+    "current_thread block_on",
+    "current_thread spawned",
+    "multi_thread block_on",
+    "multi_thread spawned",
+];
 
-/// The metric that is the best of those whose key begins with it: sizes of chunks, of which each peer is given its own.
-pub(crate) const CHUNK: &str = "chunk ";
-
-pub(crate) const WORKLOADS: [Workload; 7] = [
+pub(crate) const WORKLOADS: [Workload; 10] = [
     Workload {
         key: "W1",
-        about: "one tiny call (n + 1) at a time",
-        more_is_better: false,
-        metrics: &[metric("p50", "p50 µs", 2), metric("p99", "p99 µs", 1)],
-        without: &["pool-spawn"],
+        about: "one tiny call (n + 1) at a time, awaited in a spawned task; the machine: 20 bytes over a socketpair to \
+                another process and back, tokio on this side",
+        metrics: &[less("p50", "p50 µs", 2), less("p99", "p99 µs", 1)],
+        peers: &[
+            OURS,
+            ASLEEP,
+            "procspawn",
+            "tarnish",
+            "zng-task",
+            PYTHON_POOL,
+            "executor",
+            "loky",
+            "mpire",
+            "pebble",
+            SPAWN_BLOCKING,
+            "rayon",
+            LIMIT,
+        ],
+    },
+    Workload {
+        key: "W1-callers",
+        about: "several tasks that each await one tiny call after the other",
+        metrics: &[
+            more("1 rate", "1 caller, calls/s", 0),
+            less("1 p99", "p99 µs", 1),
+            more("2 rate", "2 callers, calls/s", 0),
+            less("2 p99", "p99 µs", 1),
+            more("8 rate", "8 callers, calls/s", 0),
+            less("8 p99", "p99 µs", 1),
+            more("64 rate", "64 callers, calls/s", 0),
+            less("64 p99", "p99 µs", 1),
+        ],
+        peers: &[OURS, SPAWN_BLOCKING],
+    },
+    Workload {
+        key: "W1-runtimes",
+        about: "one tiny call at a time, by what awaits it",
+        metrics: &[
+            less(
+                "current_thread block_on p50",
+                "current_thread, block_on: p50 µs",
+                2,
+            ),
+            less("current_thread block_on p99", "p99 µs", 1),
+            less("current_thread spawned p50", "current_thread, spawned: p50 µs", 2),
+            less("current_thread spawned p99", "p99 µs", 1),
+            less("multi_thread block_on p50", "multi_thread, block_on: p50 µs", 2),
+            less("multi_thread block_on p99", "p99 µs", 1),
+            less("multi_thread spawned p50", "multi_thread, spawned: p50 µs", 2),
+            less("multi_thread spawned p99", "p99 µs", 1),
+        ],
+        peers: &[OURS, SPAWN_BLOCKING],
     },
     Workload {
         key: "W2",
-        about: "tiny calls submitted singly, all results collected (procspawn: as many at once as it has fds for)",
-        more_is_better: true,
-        metrics: &[metric("rate", "tasks/s", 0)],
-        without: &["pool-spawn"],
+        about: "tiny calls submitted singly, all results collected (procspawn: as many at once as it has descriptors \
+                for; tarnish: one at a time, as it can)",
+        metrics: &[more("rate", "tasks/s", 0)],
+        peers: &[
+            OURS,
+            "procspawn",
+            "tarnish",
+            "zng-task",
+            PYTHON_POOL,
+            "executor",
+            "loky",
+            "mpire",
+            "pebble",
+            SPAWN_BLOCKING,
+            "rayon",
+        ],
     },
     Workload {
         key: "W3",
-        about: "map of tiny items",
-        more_is_better: true,
+        about: "map of tiny items; the machine: an item encoded and decoded by postcard as argument and as result, on \
+                one core",
         metrics: &[
-            metric("default", "default items/s", 0),
-            metric(CHUNK, "best items/s (chunk)", 0),
+            more("default", "default items/s", 0),
+            more(CHUNK, "best items/s (chunk)", 0),
         ],
-        without: &["pool-spawn"],
+        peers: &[
+            OURS,
+            "procspawn",
+            "tarnish",
+            "zng-task",
+            PYTHON_POOL,
+            "executor",
+            "loky",
+            "mpire",
+            "pebble",
+            SPAWN_BLOCKING,
+            "rayon",
+            LIMIT,
+        ],
     },
     Workload {
         key: "W4",
-        about: "echo of bytes, one at a time, counting them both ways",
-        more_is_better: true,
-        metrics: &[
-            metric("small", "1 MiB, MB/s", 0),
-            metric("large", "64 MiB, MB/s", 0),
+        about: "echo of bytes, one at a time, counting them both ways; the machine: through a memfd with warm pages, \
+                copied in and out on both sides",
+        metrics: &[more("small", "1 MiB, MB/s", 0), more("large", "64 MiB, MB/s", 0)],
+        peers: &[
+            OURS,
+            "procspawn",
+            "zng-task",
+            SHARED_BYTES,
+            PYTHON_POOL,
+            "executor",
+            "loky",
+            "mpire",
+            "pebble",
+            LIMIT,
         ],
-        // Threads copy nothing.
-        without: &["pool-spawn", "spawn_blocking", "rayon"],
+    },
+    Workload {
+        key: "W4-sizes",
+        about: "echo of bytes by size, each beside the next smaller size in the same round",
+        metrics: &[],
+        peers: &[OURS, LIMIT],
     },
     Workload {
         key: "W5",
-        about: "from constructing a pool to the first result of each worker; one worker started, used and joined",
-        more_is_better: false,
+        about: "from constructing a pool to the first result of each worker, in a fresh process and again; one worker \
+                started, used and joined; the machine: two posix_spawns side by side, one joined, of this program",
         metrics: &[
-            metric("first", "first ms", 2),
-            metric("again", "again ms", 2),
-            metric("join", "spawn + join ms", 2),
+            less("first", "first ms", 2),
+            less("again", "again ms", 2),
+            less("join", "spawn + join ms", 2),
         ],
-        without: &[],
+        peers: &[
+            OURS,
+            "procspawn",
+            "tarnish",
+            "zng-task",
+            PYTHON_POOL,
+            "pool-spawn",
+            "executor",
+            "loky",
+            "mpire",
+            "pebble",
+            SPAWN_BLOCKING,
+            "rayon",
+            LIMIT,
+        ],
     },
     Workload {
         key: "W6",
-        about: "memory of an idle worker; of the parent per 100,000 queued tiny tasks",
-        more_is_better: false,
+        about: "memory of an idle worker; of the parent per queued tiny task",
         metrics: &[
-            metric("resident", "resident MiB", 2),
-            metric("private", "private MiB", 2),
-            metric("queued", "queued MiB", 1),
+            less("resident", "resident MiB", 2),
+            less("private", "private MiB", 2),
+            less("queued", "bytes per queued task", 0),
         ],
-        without: &[],
+        peers: &[
+            OURS,
+            "procspawn",
+            "tarnish",
+            "zng-task",
+            PYTHON_POOL,
+            "pool-spawn",
+            "executor",
+            "loky",
+            "mpire",
+            "pebble",
+            SPAWN_BLOCKING,
+            "rayon",
+        ],
     },
     Workload {
         key: "W7",
-        about: "tasks of 10 ms of pure computation: T1 / (2 × T2)",
-        more_is_better: true,
-        metrics: &[metric("scaling", "T1/(2×T2)", 3)],
-        without: &["pool-spawn"],
+        about: "tasks of 10 ms of pure computation: T1 / (2 × T2); the machine: bare processes",
+        metrics: &[more("scaling", "T1/(2×T2)", 3)],
+        peers: &[
+            OURS,
+            "procspawn",
+            "tarnish",
+            "zng-task",
+            PYTHON_POOL,
+            "executor",
+            "loky",
+            "mpire",
+            "pebble",
+            SPAWN_BLOCKING,
+            "rayon",
+            LIMIT,
+        ],
     },
 ];
-
-/// How much of everything.
-pub(crate) struct Scale {
-    pub(crate) key: &'static str,
-    pub(crate) about: &'static str,
-    /// W1.
-    pub(crate) calls: usize,
-    /// W2.
-    pub(crate) tasks: usize,
-    /// W3, and for whom takes every item for a task unless told otherwise.
-    pub(crate) items: usize,
-    pub(crate) single_items: usize,
-    pub(crate) chunks: &'static [usize],
-    /// W4, in bytes and echoes.
-    pub(crate) small: (usize, usize),
-    pub(crate) large: (usize, usize),
-    /// W6.
-    pub(crate) queued: usize,
-    /// W7.
-    pub(crate) computations: usize,
-}
-
-pub(crate) const FULL: Scale = Scale {
-    key: "full",
-    about: "full size",
-    calls: 5_000,
-    tasks: 100_000,
-    items: 1_000_000,
-    single_items: 50_000,
-    chunks: &[1_000, 10_000, 50_000, 125_000],
-    small: (1 << 20, 64),
-    large: (64 << 20, 4),
-    queued: 100_000,
-    computations: 64,
-};
-
-pub(crate) const QUICK: Scale = Scale {
-    key: "quick",
-    about: "small, for a look only",
-    calls: 300,
-    tasks: 2_000,
-    items: 100_000,
-    single_items: 1_000,
-    chunks: &[2_500, 12_500],
-    small: (1 << 20, 8),
-    large: (64 << 20, 1),
-    queued: 10_000,
-    computations: 8,
-};
-
-pub(crate) const TEST: Scale = Scale {
-    key: "test",
-    about: "tiny: the figures mean nothing",
-    calls: 5,
-    tasks: 20,
-    items: 1_000,
-    single_items: 50,
-    chunks: &[250],
-    small: (1 << 10, 1),
-    large: (1 << 20, 1),
-    queued: 100,
-    computations: 2,
-};
-
-pub(crate) fn scale(key: &str) -> Result<&'static Scale, Error> {
-    [&FULL, &QUICK, &TEST]
-        .into_iter()
-        .find(|scale| scale.key == key)
-        .ok_or_else(|| format!("no scale is called {key}").into())
-}
 
 pub(crate) fn peer(key: &str) -> Result<&'static Peer, Error> {
     let named = PEERS.iter().find(|peer| peer.key == key);
@@ -203,8 +333,23 @@ pub(crate) fn peer(key: &str) -> Result<&'static Peer, Error> {
 }
 
 pub(crate) fn workload(key: &str) -> Result<&'static Workload, Error> {
-    let named = WORKLOADS
+    let named = WORKLOADS.iter().find(|workload| workload.key == key);
+    named.ok_or_else(|| format!("no workload is called {key}").into())
+}
+
+/// The workload of that name, with its details: `W1-callers` belongs to `W1`.
+pub(crate) fn workloads(name: &str) -> Result<Vec<&'static Workload>, Error> {
+    let belongs = |key: &str| {
+        key.get(..name.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(name))
+            && matches!(key.as_bytes().get(name.len()), None | Some(b'-'))
+    };
+    let named: Vec<_> = WORKLOADS
         .iter()
-        .find(|workload| workload.key.eq_ignore_ascii_case(key));
-    named.ok_or_else(|| format!("no workload is called {key}; there are W1 to W7").into())
+        .filter(|workload| belongs(workload.key))
+        .collect();
+    if named.is_empty() {
+        return Err(format!("no workload is called {name}; there are W1 to W7").into());
+    }
+    Ok(named)
 }

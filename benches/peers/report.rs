@@ -1,156 +1,317 @@
-//! From the figures of all rounds to a table.
+//! From the figures of all rounds to Markdown and JSON.
 
-use std::collections::HashMap;
+use serde_json::{Map, Value, json};
 
-use crate::measure::Figures;
-use crate::plan::{CHUNK, Metric, PEERS, Peer, Workload};
+use crate::output::PLOT;
+use crate::plan::{LIMIT, Metric, OURS, PEERS, PYTHON_POOL, Peer, SPAWN_BLOCKING, WORKLOADS, Workload};
+use crate::results::{Results, Series};
+use crate::scale::CHUNK;
+use crate::targets::{Bound, Target, size};
 
-/// What one workload gave, by peer and key, over all rounds.
-#[derive(Default)]
-pub(crate) struct Samples {
-    figures: HashMap<(&'static str, String), Vec<f64>>,
-    failed: HashMap<&'static str, usize>,
+/// What was done, on what.
+pub(crate) struct Facts {
+    pub(crate) machine: String,
+    pub(crate) load: String,
+    pub(crate) versions: Vec<(String, String)>,
+    pub(crate) rounds: usize,
+    pub(crate) scale: &'static str,
 }
 
-impl Samples {
-    /// The figures of one more round; `None` when it failed.
-    pub(crate) fn add(&mut self, peer: &'static str, figures: Option<Figures>) {
-        let Some(figures) = figures else {
-            *self.failed.entry(peer).or_default() += 1;
-            return;
-        };
-        for (key, figure) in figures.iter() {
-            self.figures
-                .entry((peer, key.to_owned()))
-                .or_default()
-                .push(figure);
-        }
-    }
-
-    fn of(&self, peer: &Peer, metric: &Metric) -> Option<Spread> {
-        if metric.key != CHUNK {
-            return Spread::new(self.figures.get(&(peer.key, metric.key.to_owned()))?, None);
-        }
-        let chunks = self.figures.iter().filter(|((of, _), _)| *of == peer.key);
-        chunks
-            .filter_map(|((_, key), figures)| Spread::new(figures, Some(key.strip_prefix(CHUNK)?.to_owned())))
-            .max_by(|a, b| a.median.total_cmp(&b.median))
+impl Facts {
+    fn versions(&self) -> String {
+        let versions = self.versions.iter();
+        let versions: Vec<String> = versions
+            .map(|(name, version)| format!("{name} {version}"))
+            .collect();
+        versions.join(", ")
     }
 }
 
-/// A figure over all rounds.
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-    /// The size of chunk that it was reached with.
-    chunk: Option<String>,
+pub(crate) fn markdown(facts: &Facts, targets: &[Target], results: &Results) -> String {
+    let rounds = if facts.rounds == 1 { "round" } else { "rounds" };
+    let mut text = format!(
+        "# Speed beside other pools\n\n{}; load before: {}. {}. {} interleaved {rounds}, {}; 2 workers, not pinned to \
+         cores. Medians, with the least and the most of a round.\n",
+        facts.machine,
+        facts.load,
+        facts.versions(),
+        facts.rounds,
+        facts.scale,
+    );
+    text += "\n## Targets\n\n| | what | target | figure | |\n| --- | --- | --- | --- | --- |\n";
+    for target in targets {
+        text += &target_row(target);
+    }
+    for workload in &WORKLOADS {
+        if results.iter().any(|((key, _, _), _)| *key == workload.key) {
+            text += &format!("\n## {}: {}\n\n", workload.key, workload.about);
+            text += &if workload.is_ladder() {
+                ladder(results)
+            } else {
+                table(workload, results)
+            };
+        }
+    }
+    text
 }
 
-impl Spread {
-    fn new(figures: &[f64], chunk: Option<String>) -> Option<Self> {
-        let mut sorted = figures.to_vec();
-        sorted.sort_by(f64::total_cmp);
-        let (least, most) = (*sorted.first()?, *sorted.last()?);
-        let median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
-        Some(Self {
-            median,
-            least,
-            most,
-            chunk,
-        })
-    }
-
-    fn show(&self, decimals: usize) -> String {
-        let number = |figure: f64| grouped(&format!("{figure:.decimals$}"));
-        let mut text = number(self.median);
-        if self.least < self.most {
-            text += &format!(" [{}–{}]", number(self.least), number(self.most));
-        }
-        if let Some(chunk) = &self.chunk {
-            text += &format!(" ({})", grouped(chunk));
-        }
-        text
-    }
-}
-
-/// The table of one workload: a row for each peer, two columns for each metric.
-pub(crate) fn table(workload: &Workload, peers: &[&Peer], samples: &Samples) -> String {
-    let mut head = vec!["peer".to_owned()];
-    for metric in workload.metrics {
-        head.push(metric.name.to_owned());
-        head.push("ours/peer".to_owned());
-    }
-    let mut rows = vec![head];
-    for peer in peers.iter().filter(|peer| workload.has(peer)) {
-        let mut row = vec![peer.name.to_owned()];
-        for metric in workload.metrics {
-            let spread = samples.of(peer, metric);
-            let ours = samples.of(&PEERS[0], metric);
-            row.push(
-                spread
-                    .as_ref()
-                    .map_or("–".to_owned(), |spread| spread.show(metric.decimals)),
-            );
-            row.push(match (ours, spread) {
-                (Some(ours), Some(peer)) => ratio(ours.median / peer.median),
-                _ => "–".to_owned(),
-            });
-        }
-        if let Some(failed) = samples.failed.get(peer.key) {
-            row.push(format!("{failed} × failed"));
-        }
-        rows.push(row);
-    }
-    let better = if workload.more_is_better { "more" } else { "less" };
+fn target_row(target: &Target) -> String {
+    let number = |figure: f64| grouped(&format!("{figure:.0$}", target.decimals));
+    let bound = match target.bound {
+        Bound::AtLeast(bound) => format!("≥ {}", short(bound)),
+        Bound::AtMost(bound) => format!("≤ {}", short(bound)),
+        Bound::None => "–".to_owned(),
+    };
+    let figure = target
+        .outcome
+        .as_ref()
+        .map_or("not measured".to_owned(), |outcome| {
+            let (least, most) = outcome.spread;
+            with_spread(outcome.figure, least, most, number)
+        });
+    let verdict = match target.is_reached() {
+        Some(true) => "reached",
+        Some(false) => "**not reached**",
+        None => "",
+    };
     format!(
-        "{} {}; {better} is better\n{}",
-        workload.key,
-        workload.about,
-        align(&rows)
+        "| {} | {} | {bound} | {figure} | {verdict} |\n",
+        target.workload, target.what
     )
 }
 
-fn ratio(ratio: f64) -> String {
-    match ratio {
-        r if !r.is_finite() => "–".to_owned(),
-        r if r < 0.1 => format!("{r:.3}"),
-        r if r < 10.0 => format!("{r:.2}"),
-        r => format!("{r:.0}"),
+/// A bound as it is written: without zeros behind the point.
+fn short(bound: f64) -> String {
+    let text = format!("{bound:.2}");
+    grouped(text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+fn with_spread(figure: f64, least: f64, most: f64, number: impl Fn(f64) -> String) -> String {
+    if least < most {
+        format!("{} [{}–{}]", number(figure), number(least), number(most))
+    } else {
+        number(figure)
     }
 }
 
+fn show(series: &Series, decimals: usize) -> String {
+    with_spread(series.median(), series.least(), series.most(), |figure| {
+        grouped(&format!("{figure:.decimals$}"))
+    })
+}
+
+/// A row for each peer, a column for each metric, with how many times better ours is.
+fn table(workload: &Workload, results: &Results) -> String {
+    let mut text = "| |".to_owned();
+    for metric in workload.metrics {
+        text += &format!(" {} | ours is |", metric.name);
+    }
+    text += &format!("\n| --- |{}\n", " --- | --- |".repeat(workload.metrics.len()));
+    for peer in PEERS.iter().filter(|peer| workload.has(peer)) {
+        if results.metrics(workload.key, peer.key).next().is_none()
+            && results.failures(workload.key, peer.key) == 0
+        {
+            continue;
+        }
+        text += &format!("| {} |", peer.name);
+        for metric in workload.metrics {
+            text += &cells(workload, peer, metric, results);
+        }
+        match results.failures(workload.key, peer.key) {
+            0 => text.push('\n'),
+            failed => text += &format!(" failed {failed} × |\n"),
+        }
+    }
+    text
+}
+
+fn cells(workload: &Workload, peer: &Peer, metric: &Metric, results: &Results) -> String {
+    let theirs = if metric.key == CHUNK {
+        results.best_map(peer.key)
+    } else {
+        results
+            .get(workload.key, peer.key, metric.key)
+            .map(|series| (series, ""))
+    };
+    let ours = if metric.key == CHUNK {
+        results.get(workload.key, OURS, "default")
+    } else {
+        results.get(workload.key, OURS, metric.key)
+    };
+    let Some((theirs, chunk)) = theirs else {
+        return " – | |".to_owned();
+    };
+    let chunk = match chunk {
+        "" => String::new(),
+        chunk => format!(" ({})", grouped(chunk)),
+    };
+    let times = match ours {
+        Some(ours) if peer.key != OURS => times_better(ours, theirs, metric.more_is_better),
+        _ => String::new(),
+    };
+    format!(" {}{chunk} | {times} |", show(theirs, metric.decimals))
+}
+
+/// How many times better ours is than theirs.
+fn times_better(ours: &Series, theirs: &Series, more_is_better: bool) -> String {
+    let ratio = if more_is_better {
+        ours.median() / theirs.median()
+    } else {
+        theirs.median() / ours.median()
+    };
+    match ratio {
+        ratio if !ratio.is_finite() => "–".to_owned(),
+        ratio if ratio < 10.0 => format!("{ratio:.2} ×"),
+        ratio => format!("{} ×", grouped(&format!("{ratio:.0}"))),
+    }
+}
+
+/// W4 by size: rates of ours and of the machine, each with its ratio to the next smaller size.
+fn ladder(results: &Results) -> String {
+    let machine = results.ladder(LIMIT);
+    let mut text = "| size | MB/s | / next smaller | memfd echo, MB/s | / next smaller |\n".to_owned();
+    text += "| --- | --- | --- | --- | --- |\n";
+    let ours = results.ladder(OURS);
+    for (index, (bytes, rate)) in ours.iter().enumerate() {
+        let step = |ladder: &[(usize, &Series)]| {
+            let before = index.checked_sub(1).and_then(|before| ladder.get(before));
+            match (before, ladder.get(index)) {
+                (Some((_, before)), Some((_, rate))) => show(&rate.over(before), 2),
+                _ => String::new(),
+            }
+        };
+        text += &format!(
+            "| {} | {} | {} | {} | {} |\n",
+            size(*bytes),
+            show(rate, 0),
+            step(&ours),
+            machine
+                .get(index)
+                .map_or(String::new(), |(_, rate)| show(rate, 0)),
+            step(&machine),
+        );
+    }
+    text
+}
+
+/// What the README shows: the plot and a table of ratios under it.
+pub(crate) fn readme(facts: &Facts, results: &Results) -> String {
+    let mut text = format!(
+        "![Bars of seven workloads, this crate's beside those of other pools]({PLOT})\n\n{}. {}. {} interleaved rounds, \
+         2 workers, medians. How many times better this crate is, below 1 worse:\n\n\
+         | | this crate | `multiprocessing.Pool` | best process peer | `spawn_blocking` | the machine |\n\
+         | --- | --- | --- | --- | --- | --- |\n",
+        facts.machine,
+        facts.versions(),
+        facts.rounds,
+    );
+    for (workload, metric, what) in README_ROWS {
+        let Some(metric) = crate::plan::workload(workload)
+            .ok()
+            .and_then(|workload| workload.metrics.iter().find(|known| known.key == metric))
+        else {
+            continue;
+        };
+        let Some(ours) = results.get(workload, OURS, metric.key) else {
+            continue;
+        };
+        let times = |theirs: &Series| times_better(ours, theirs, metric.more_is_better);
+        let beside = |peer| {
+            results
+                .figure(workload, peer, metric.key)
+                .map_or("–".to_owned(), times)
+        };
+        let best = results
+            .best_processes(workload, metric.key, metric.more_is_better, false)
+            .map_or("–".to_owned(), |(peer, theirs)| {
+                format!("{} ({})", times(theirs), peer.name)
+            });
+        text += &format!(
+            "| {what} | {} | {} | {best} | {} | {} |\n",
+            grouped(&format!("{:.1$}", ours.median(), metric.decimals)),
+            beside(PYTHON_POOL),
+            beside(SPAWN_BLOCKING),
+            beside(LIMIT),
+        );
+    }
+    text
+}
+
+const README_ROWS: [(&str, &str, &str); 11] = [
+    ("W1", "p50", "one tiny call, p50, µs"),
+    ("W1", "p99", "one tiny call, p99, µs"),
+    ("W2", "rate", "single tiny calls, tasks/s"),
+    ("W3", "default", "map of tiny items, items/s"),
+    ("W4", "small", "echo of 1 MiB, MB/s"),
+    ("W4", "large", "echo of 64 MiB, MB/s"),
+    ("W5", "first", "a pool of two to its first results, ms"),
+    ("W5", "join", "one worker started, used, joined, ms"),
+    ("W6", "private", "an idle worker's own memory, MiB"),
+    ("W6", "queued", "parent's memory per queued task, bytes"),
+    ("W7", "scaling", "computation on two cores, T1/(2×T2)"),
+];
+
+/// Everything, for programs.
+pub(crate) fn json(facts: &Facts, targets: &[Target], results: &Results) -> Value {
+    let mut figures = Map::new();
+    for ((workload, peer, metric), series) in results.iter() {
+        let workload = figures.entry(*workload).or_insert_with(|| json!({}));
+        let rounds: Vec<f64> = series.values().collect();
+        workload[*peer][metric] = json!({
+            "median": series.median(),
+            "least": series.least(),
+            "most": series.most(),
+            "rounds": rounds,
+        });
+    }
+    let targets: Vec<Value> = targets
+        .iter()
+        .map(|target| {
+            let (relation, bound) = match target.bound {
+                Bound::AtLeast(bound) => (Some("at least"), Some(bound)),
+                Bound::AtMost(bound) => (Some("at most"), Some(bound)),
+                Bound::None => (None, None),
+            };
+            json!({
+                "workload": target.workload,
+                "what": target.what,
+                "relation": relation,
+                "bound": bound,
+                "figure": target.outcome.as_ref().map(|outcome| outcome.figure),
+                "least": target.outcome.as_ref().map(|outcome| outcome.spread.0),
+                "most": target.outcome.as_ref().map(|outcome| outcome.spread.1),
+                "reached": target.is_reached(),
+            })
+        })
+        .collect();
+    let versions: Map<String, Value> = facts
+        .versions
+        .iter()
+        .map(|(name, version)| (name.clone(), json!(version)))
+        .collect();
+    json!({
+        "machine": facts.machine,
+        "load": facts.load,
+        "versions": versions,
+        "rounds": facts.rounds,
+        "scale": facts.scale,
+        "targets": targets,
+        "figures": figures,
+    })
+}
+
 /// A number with commas between thousands.
-fn grouped(number: &str) -> String {
+pub(crate) fn grouped(number: &str) -> String {
     let (whole, fraction) = number.split_at(number.find('.').unwrap_or(number.len()));
+    if !whole.bytes().all(|byte| byte.is_ascii_digit()) {
+        return number.to_owned();
+    }
     let mut text = String::new();
     for (index, digit) in whole.char_indices() {
-        let behind = whole.len() - index;
-        if index > 0 && behind % 3 == 0 && !text.ends_with('-') {
+        if index > 0 && (whole.len() - index) % 3 == 0 {
             text.push(',');
         }
         text.push(digit);
     }
     text + fraction
-}
-
-/// Columns of the same width, two spaces apart.
-fn align(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line += &format!("{cell:<width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text.pop();
-    text
 }

@@ -10,9 +10,10 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 use crate::Error;
-use crate::measure::{Figures, WARM_UP, latencies, milliseconds, rate};
+use crate::callers::{self, Tiny};
+use crate::figures::{Figures, median, milliseconds, rate};
 use crate::memory::Growth;
-use crate::plan::{CHUNK, Scale, WORKERS};
+use crate::scale::{CHUNK, Scale, WORKERS};
 use crate::tasks::{Gate, compute, hold, successor, successors, ten_milliseconds};
 
 /// Runs a function on one of its threads.
@@ -101,31 +102,37 @@ pub(crate) fn measure_rayon(workload: &'static str, scale: &'static Scale) -> Re
     measure::<Rayon>(workload, scale)
 }
 
+impl<T: Threads> Tiny for T {
+    async fn start() -> Result<Self, Error> {
+        T::new(WORKERS)
+    }
+
+    async fn tiny(&self, n: u64) -> Result<u64, Error> {
+        self.run(move || successor(n)).await
+    }
+}
+
 fn measure<T: Threads>(workload: &'static str, scale: &'static Scale) -> Result<Figures, Error> {
+    match workload {
+        "W1" => return callers::sequential::<T>(scale),
+        "W1-callers" => return callers::several::<T>(scale),
+        "W1-runtimes" => return callers::runtimes::<T>(scale),
+        _ => {}
+    }
     let runtime = Runtime::new()?;
     runtime.block_on(async {
         let workload = tokio::spawn(async move {
             match workload {
-                "W1" => sequential(&T::new(WORKERS)?, scale).await,
                 "W2" => single(&T::new(WORKERS)?, scale).await,
                 "W3" => chunks(&T::new(WORKERS)?, scale).await,
-                "W5" => start::<T>().await,
+                "W5" => start::<T>(scale).await,
                 "W6" => queued(&T::new(WORKERS)?, scale).await,
-                _ => scaling::<T>(scale).await,
+                "W7" => scaling::<T>(scale).await,
+                other => Err(format!("threads do not take part in {other}").into()),
             }
         });
         workload.await?
     })
-}
-
-async fn sequential<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error> {
-    let mut samples = Vec::with_capacity(scale.calls);
-    for n in 0..(WARM_UP + scale.calls) as u64 {
-        let began = Instant::now();
-        threads.run(move || successor(n)).await?;
-        samples.push(began.elapsed());
-    }
-    Ok(latencies(samples.split_off(WARM_UP)))
 }
 
 async fn single<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error> {
@@ -172,19 +179,26 @@ async fn all_answered<T: Threads>(threads: &T) -> Result<(), Error> {
     Ok(())
 }
 
-async fn start<T: Threads>() -> Result<Figures, Error> {
-    let mut figures = Figures::default();
-    for key in ["first", "again"] {
+async fn start<T: Threads>(scale: &Scale) -> Result<Figures, Error> {
+    let mut times = Vec::new();
+    for _ in 0..=scale.starts {
         let began = Instant::now();
         let threads = T::new(WORKERS)?;
         all_answered(&threads).await?;
-        figures = figures.with(key, milliseconds(began));
+        times.push(milliseconds(began));
     }
-    let began = Instant::now();
-    std::thread::spawn(|| successor(0))
-        .join()
-        .map_err(|_| "a thread panicked")?;
-    Ok(figures.with("join", milliseconds(began)))
+    let mut joins = Vec::new();
+    for _ in 0..scale.starts {
+        let began = Instant::now();
+        std::thread::spawn(|| successor(0))
+            .join()
+            .map_err(|_| "a thread panicked")?;
+        joins.push(milliseconds(began));
+    }
+    Ok(Figures::default()
+        .with("first", times.remove(0))
+        .with("again", median(times))
+        .with("join", median(joins)))
 }
 
 async fn queued<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error> {
@@ -196,7 +210,7 @@ async fn queued<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error
     let calls: Vec<_> = (0..scale.queued as u64)
         .map(|n| threads.run(move || successor(n)))
         .collect();
-    let queued = growth.per_100_000(scale.queued)?;
+    let queued = growth.per_task(scale.queued)?;
     drop(gate);
     for call in held {
         call.await?;

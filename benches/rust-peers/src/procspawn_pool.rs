@@ -11,9 +11,9 @@ use procspawn::{Pool, SpawnError};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::Error;
-use crate::measure::{Figures, WARM_UP, echo_rate, latencies, milliseconds, rate};
+use crate::figures::{Figures, echo_rate, latencies, median, milliseconds, rate};
 use crate::memory::{self, Growth};
-use crate::plan::{CHUNK, Scale, WORKERS};
+use crate::scale::{CHUNK, Scale, WARM_UP, WORKERS};
 use crate::tasks::{Gate, compute, echo, hold, process_id, successor, successors, ten_milliseconds};
 
 /// File descriptors that a task takes from its submission on, with some to spare.
@@ -28,23 +28,10 @@ pub(crate) fn measure(workload: &str, scale: &Scale) -> Result<Figures, Error> {
         "W2" => single(scale),
         "W3" => chunks(scale),
         "W4" => bytes(scale),
-        "W5" => start(),
+        "W5" => start(scale),
         "W6" => resident(scale),
-        _ => scaling(scale),
-    }
-}
-
-/// Both kinds of workers started from this one program: neither is taken for the other.
-pub(crate) async fn check_both() -> Result<(), Error> {
-    fn is_ours((): ()) -> bool {
-        procession::worker::is_worker()
-    }
-    let ours = procession::Pool::builder().workers(1).build().await?;
-    let theirs = pool(1)?;
-    let answers = (ours.apply(is_ours, ()).await?, theirs.spawn((), is_ours).join()?);
-    match answers {
-        (true, false) => Ok(()),
-        _ => Err("a worker of procspawn was taken for one of procession, or the reverse".into()),
+        "W7" => scaling(scale),
+        other => Err(format!("procspawn does not take part in {other}").into()),
     }
 }
 
@@ -77,8 +64,8 @@ fn all_answered(pool: &Pool) -> Result<Vec<u32>, Error> {
 
 fn sequential(scale: &Scale) -> Result<Figures, Error> {
     let pool = pool(WORKERS)?;
-    let mut samples = Vec::with_capacity(scale.calls);
-    for n in 0..(WARM_UP + scale.calls) as u64 {
+    let mut samples = Vec::with_capacity(scale.slow_calls);
+    for n in 0..(WARM_UP + scale.slow_calls) as u64 {
         let began = Instant::now();
         pool.spawn(n, successor).join()?;
         samples.push(began.elapsed());
@@ -91,7 +78,7 @@ fn single(scale: &Scale) -> Result<Figures, Error> {
     all_answered(&pool)?;
     let began = Instant::now();
     let mut calls = VecDeque::new();
-    for n in 0..scale.tasks as u64 {
+    for n in 0..scale.slow_tasks as u64 {
         if calls.len() == AT_ONCE.min(most_at_once())
             && let Some(call) = calls.pop_front()
         {
@@ -102,7 +89,7 @@ fn single(scale: &Scale) -> Result<Figures, Error> {
     for call in calls {
         call.join()?;
     }
-    Ok(Figures::default().with("rate", rate(scale.tasks, began)))
+    Ok(Figures::default().with("rate", rate(scale.slow_tasks, began)))
 }
 
 fn chunks(scale: &Scale) -> Result<Figures, Error> {
@@ -136,7 +123,10 @@ fn bytes(scale: &Scale) -> Result<Figures, Error> {
     let mut figures = Figures::default();
     for (key, (size, echoes)) in [("small", scale.small), ("large", scale.large)] {
         let sent = Bytes::from(vec![7; size]);
-        pool.spawn(sent.clone(), echo).join()?;
+        // The pages of both workers are touched once before it counts.
+        for _ in 0..WORKERS {
+            pool.spawn(sent.clone(), echo).join()?;
+        }
         let began = Instant::now();
         for _ in 0..echoes {
             pool.spawn(sent.clone(), echo).join()?;
@@ -146,18 +136,25 @@ fn bytes(scale: &Scale) -> Result<Figures, Error> {
     Ok(figures)
 }
 
-fn start() -> Result<Figures, Error> {
-    let mut figures = Figures::default();
-    for key in ["first", "again"] {
+fn start(scale: &Scale) -> Result<Figures, Error> {
+    let mut times = Vec::new();
+    for _ in 0..=scale.starts {
         let began = Instant::now();
         let pool = pool(WORKERS)?;
         all_answered(&pool)?;
-        figures = figures.with(key, milliseconds(began));
+        times.push(milliseconds(began));
         pool.shutdown();
     }
-    let began = Instant::now();
-    procspawn::spawn((), process_id).join()?;
-    Ok(figures.with("join", milliseconds(began)))
+    let mut joins = Vec::new();
+    for _ in 0..scale.starts {
+        let began = Instant::now();
+        procspawn::spawn((), process_id).join()?;
+        joins.push(milliseconds(began));
+    }
+    Ok(Figures::default()
+        .with("first", times.remove(0))
+        .with("again", median(times))
+        .with("join", median(joins)))
 }
 
 fn resident(scale: &Scale) -> Result<Figures, Error> {
@@ -170,7 +167,7 @@ fn resident(scale: &Scale) -> Result<Figures, Error> {
     let tasks = scale.queued.min(most_at_once());
     let growth = Growth::begin()?;
     let calls: Vec<_> = (0..tasks as u64).map(|n| pool.spawn(n, successor)).collect();
-    let queued = growth.per_100_000(tasks)?;
+    let queued = growth.per_task(tasks)?;
     drop(gate);
     for call in held {
         call.join()?;

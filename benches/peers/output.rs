@@ -1,0 +1,40 @@
+//! Where the outcome goes: files below `target`, and on request the tree's own plot and table.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+
+const BEGIN: &str = "<!-- peers: begin -->";
+const END: &str = "<!-- peers: end -->";
+/// The plot in the tree.
+pub(crate) const PLOT: &str = "benches/peers.svg";
+
+/// `target/peers`, wherever the target folder is: this program lies in its `release/deps`.
+pub(crate) fn folder() -> Result<PathBuf, Error> {
+    let program = std::env::current_exe()?;
+    let target = program.ancestors().nth(3);
+    let folder = target
+        .ok_or("this program lies in no target folder")?
+        .join("peers");
+    fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+/// Puts the plot and the README's part into the tree.
+pub(crate) fn write_into_tree(plot: &str, part: &str) -> Result<(), Error> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = root.join("README.md");
+    let text = replaced(&fs::read_to_string(&readme)?, part)?;
+    fs::write(root.join(PLOT), plot)?;
+    fs::write(readme, text)?;
+    Ok(())
+}
+
+/// The text with another part between the markers.
+fn replaced(text: &str, part: &str) -> Result<String, Error> {
+    let missing = || format!("README.md has no {BEGIN} with {END} behind it");
+    let (before, rest) = text.split_once(BEGIN).ok_or_else(missing)?;
+    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
+    Ok(format!("{before}{BEGIN}\n{part}{END}{after}"))
+}
