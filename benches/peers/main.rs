@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Other Rust crates are built, and Python's pools installed, below `target/peers` before anything is measured; what
-//! cannot be had is skipped with a message. There go `report.md`, `figures.json` and `peers.svg` as well.
+//! cannot be had is skipped with a message. `PROCESSION_BENCH_PYTHON` names the interpreter, else the newest is taken. There go `report.md`, `figures.json` and `peers.svg` as well.
 //!
 //! Every measurement has a process of its own, so that none inherits another's heap, threads or warm pages. Rounds go
 //! over all workloads and peers before the next begins, so that a machine that slows down slows all of them.
@@ -183,8 +183,9 @@ async fn compare(request: &Request) -> Result<bool, Error> {
     let targets = targets::targets(&results);
     let report = report::markdown(&facts, &targets, &results);
     let caption = format!(
-        "{}; {} rounds, medians, whiskers from the least to the most",
-        facts.machine, facts.rounds
+        "{}; {}, medians, whiskers from the least to the most",
+        facts.machine,
+        facts.rounds()
     );
     let plot = plot::svg(&results, &caption);
     let folder = output::folder()?;

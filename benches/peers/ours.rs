@@ -15,10 +15,10 @@ use crate::memory::{self, Growth};
 use crate::scale::{CHUNK, Scale, WORKERS};
 use crate::tasks::{Gate, compute, echo, hold, process_id, successor, ten_milliseconds};
 
-/// Whether the pool can be told not to look again before it sleeps: `asleep` below is to say so.
+/// Whether [`asleep`] does what it is for. Until then nothing is measured by it.
 pub(crate) const CAN_SLEEP_AT_ONCE: bool = false;
 
-/// The place of `builder.spin(Duration::ZERO)`.
+/// A pool whose callers and workers do not look again before they sleep: here belongs `.spin(Duration::ZERO)`.
 fn asleep(builder: PoolBuilder) -> PoolBuilder {
     builder
 }

@@ -61,7 +61,7 @@ class Pool:
         self.pool.close()
         self.pool.join()
 
-    # What its map does by default with every item; elsewhere a task for each, which would take minutes.
+    # Whether its map makes a task of each item by default, which would take minutes for all items.
     single_by_default = False
     # Whether a map in good chunks is too slow for all items.
     slow_map = False
@@ -113,7 +113,7 @@ class Loky(Executor):
 
 
 class Mpire(Executor):
-    """mpire.WorkerPool: a pool that has run single tasks cannot map, so that each kind of call has its own."""
+    """mpire.WorkerPool. It maps only as long as it has run no single task; here no pool does both."""
 
     slow_map = True
 
@@ -179,6 +179,7 @@ def w1(make, scale):
     last = len(samples) - 1
     yield "p50", samples[-(-last * 50 // 100)] * 1e6
     yield "p99", samples[-(-last * 99 // 100)] * 1e6
+    pool.end()
 
 
 def w2(make, scale):
@@ -189,6 +190,7 @@ def w2(make, scale):
     for one in submitted:
         pool.result(one)
     yield "rate", scale["slow_tasks"] / (time.perf_counter() - began)
+    pool.end()
 
 
 def w3(make, scale):
@@ -204,6 +206,7 @@ def w3(make, scale):
             began = time.perf_counter()
             pool.map(successor, range(items), chunk)
             yield f"chunk {chunk}", items / (time.perf_counter() - began)
+    pool.end()
 
 
 def w4(make, scale):
@@ -216,6 +219,7 @@ def w4(make, scale):
         for _ in range(echoes):
             pool.call(echo, data)
         yield key, 2 * size * echoes / (time.perf_counter() - began) / 1e6
+    pool.end()
 
 
 def w5(make, scale):
@@ -266,6 +270,7 @@ def w6(make, scale):
             connection.close()
     for one in held + submitted:
         pool.result(one)
+    pool.end()
 
 
 def ten_milliseconds():
@@ -288,6 +293,7 @@ def w7(make, scale):
         for one in submitted:
             pool.result(one)
         times.append(time.perf_counter() - began)
+        pool.end()
     yield "scaling", times[0] / (2 * times[1])
 
 

@@ -117,7 +117,7 @@ impl Workload {
         self.peers.contains(&peer.key)
     }
 
-    /// The figure at the end of what W4's key for a size is made of: its sizes are rows, not columns.
+    /// Whether its keys are sizes in bytes, which are rows of its table and not columns.
     pub(crate) fn is_ladder(&self) -> bool {
         self.metrics.is_empty()
     }

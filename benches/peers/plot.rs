@@ -52,20 +52,21 @@ const HEAD: f64 = 42.0;
 /// Below the bars, for the scale and the name of the target.
 const FOOT: f64 = 34.0;
 /// Where bars begin and end; names are left of them, figures right.
-const LEFT: f64 = 158.0;
-const RIGHT: f64 = 395.0;
+const LEFT: f64 = 176.0;
+const RIGHT: f64 = 405.0;
 const MARGIN: f64 = 16.0;
 
 /// Colours by the reader's scheme; the plot has a ground of its own, so that it can be read wherever it is shown.
 const STYLE: &str = "\
 :root { color-scheme: light dark }
-text { font: 12px system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; fill: #24292f }
+text { font: 12px system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif; fill: #24292f;
+paint-order: stroke; stroke: #ffffff; stroke-width: 3px; stroke-linejoin: round }
 .title { font-weight: 600; font-size: 13px } .ours { font-weight: 700 } .small { font-size: 10px; fill: #57606a }
-.ground { fill: #ffffff } .grid { stroke: #d8dee4 } .whisker { stroke: #24292f } .target { stroke: #cf222e }
+.ground { fill: #ffffff } .grid { stroke: #d8dee4 } .whisker { stroke: #24292f; fill: none } .target { stroke: #cf222e }
 .to { fill: #cf222e; font-size: 10px } .bar-ours { fill: #0969da } .bar-peer { fill: #afb8c1 }
 .bar-threads { fill: #d4a72c } .bar-limit { fill: #4ac26b }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 } .small { fill: #9198a1 } .ground { fill: #0d1117 } .grid { stroke: #2b3138 }
+text { fill: #e6edf3; stroke: #0d1117 } .small { fill: #9198a1 } .ground { fill: #0d1117 } .grid { stroke: #2b3138 }
 .whisker { stroke: #e6edf3 } .target { stroke: #ff7b72 } .to { fill: #ff7b72 } .bar-ours { fill: #388bfd }
 .bar-peer { fill: #57606a } .bar-threads { fill: #9e7513 } .bar-limit { fill: #2f8f46 }
 }";
@@ -184,42 +185,41 @@ fn draw(panel: &Panel, bars: &[(&Peer, &Series)], target: Option<(f64, &str)>, x
         svg += &target_line(at, top - 3.0, bottom + 15.0);
         svg += &text("to", Anchor::Middle, at, bottom + 25.0, name);
     }
+    // Over the line, which would cross them.
+    for (index, (peer, series)) in bars.iter().enumerate() {
+        let class = if peer.kind == Kind::Ours { "ours" } else { "" };
+        let behind = place(series.most()) + 5.0;
+        let y = top + (index as f64 + 0.5) * ROW + 4.0;
+        svg += &text(class, Anchor::End, x + LEFT - 6.0, y, peer.name);
+        svg += &text(class, Anchor::Start, behind, y, &brief(series.median()));
+    }
     svg
 }
 
 fn bar(peer: &Peer, series: &Series, x: f64, y: f64, place: &impl Fn(f64) -> f64) -> String {
-    let (class, name_class) = match peer.kind {
-        Kind::Ours => ("bar-ours", "ours"),
-        Kind::Processes | Kind::SharedBytes => ("bar-peer", ""),
-        Kind::Threads => ("bar-threads", ""),
-        Kind::Limit => ("bar-limit", ""),
+    let class = match peer.kind {
+        Kind::Ours => "bar-ours",
+        Kind::Processes | Kind::SharedBytes => "bar-peer",
+        Kind::Threads => "bar-threads",
+        Kind::Limit => "bar-limit",
     };
-    let middle = y + ROW / 2.0;
-    let end = place(series.median());
-    let (least, most) = (place(series.least()), place(series.most()));
-    let mut svg = text(name_class, Anchor::End, x + LEFT - 6.0, middle + 4.0, peer.name);
-    svg += &format!(
+    let mut svg = format!(
         "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"2\"/>\n",
         x + LEFT,
         y + 2.0,
-        end - x - LEFT,
+        place(series.median()) - x - LEFT,
         ROW - 4.0
     );
+    let (least, most) = (place(series.least()), place(series.most()));
     if least < most {
+        let middle = y + ROW / 2.0;
         let (up, down) = (middle - 3.0, middle + 3.0);
         svg += &format!(
             "<path class=\"whisker\" d=\"M{least:.1} {middle:.1}H{most:.1}M{least:.1} {up:.1}V{down:.1}M{most:.1} \
              {up:.1}V{down:.1}\"/>\n"
         );
     }
-    let figure = brief(series.median());
-    svg + &text(
-        name_class,
-        Anchor::Start,
-        end.max(most) + 5.0,
-        middle + 4.0,
-        &figure,
-    )
+    svg
 }
 
 /// Marks of the scale: powers of ten, and where there are few of them what lies between.

@@ -18,6 +18,14 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// How many rounds.
+    pub(crate) fn rounds(&self) -> String {
+        match self.rounds {
+            1 => "1 round".to_owned(),
+            rounds => format!("{rounds} interleaved rounds"),
+        }
+    }
+
     fn versions(&self) -> String {
         let versions = self.versions.iter();
         let versions: Vec<String> = versions
@@ -28,14 +36,13 @@ impl Facts {
 }
 
 pub(crate) fn markdown(facts: &Facts, targets: &[Target], results: &Results) -> String {
-    let rounds = if facts.rounds == 1 { "round" } else { "rounds" };
     let mut text = format!(
-        "# Speed beside other pools\n\n{}; load before: {}. {}. {} interleaved {rounds}, {}; 2 workers, not pinned to \
+        "# Speed beside other pools\n\n{}; load before: {}. {}. {}, {}; 2 workers, not pinned to \
          cores. Medians, with the least and the most of a round.\n",
         facts.machine,
         facts.load,
         facts.versions(),
-        facts.rounds,
+        facts.rounds(),
         facts.scale,
     );
     text += "\n## Targets\n\n| | what | target | figure | |\n| --- | --- | --- | --- | --- |\n";
@@ -197,13 +204,13 @@ fn ladder(results: &Results) -> String {
 /// What the README shows: the plot and a table of ratios under it.
 pub(crate) fn readme(facts: &Facts, results: &Results) -> String {
     let mut text = format!(
-        "![Bars of seven workloads, this crate's beside those of other pools]({PLOT})\n\n{}. {}. {} interleaved rounds, \
+        "![Bars of seven workloads, this crate's beside those of other pools]({PLOT})\n\n{}. {}. {}, \
          2 workers, medians. How many times better this crate is, below 1 worse:\n\n\
          | | this crate | `multiprocessing.Pool` | best process peer | `spawn_blocking` | the machine |\n\
          | --- | --- | --- | --- | --- | --- |\n",
         facts.machine,
         facts.versions(),
-        facts.rounds,
+        facts.rounds(),
     );
     for (workload, metric, what) in README_ROWS {
         let Some(metric) = crate::plan::workload(workload)
