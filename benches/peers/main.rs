@@ -46,6 +46,9 @@ use results::Results;
 use rust_peers::RustPeers;
 use scale::{Scale, scale};
 
+/// What a figure takes that others are told.
+const LEAST_ROUNDS: usize = 5;
+
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
@@ -115,7 +118,7 @@ fn parse(arguments: &[String]) -> Result<Request, Error> {
     } else if has("--quick") {
         ("quick", 1)
     } else {
-        ("full", 5)
+        ("full", LEAST_ROUNDS)
     };
     let mut request = Request {
         scale: scale(scale_key)?,
@@ -149,6 +152,10 @@ fn parse(arguments: &[String]) -> Result<Request, Error> {
     }
     if request.rounds == 0 {
         return Err("--rounds wants at least one".into());
+    }
+    let is_part = has("--quick") || is_test || !request.workloads.is_empty() || !request.peers.is_empty();
+    if request.write && (is_part || request.rounds < LEAST_ROUNDS) {
+        return Err(format!("--write is for everything, in {LEAST_ROUNDS} rounds or more").into());
     }
     if request.workloads.is_empty() {
         request.workloads = WORKLOADS.iter().collect();

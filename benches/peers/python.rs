@@ -91,6 +91,8 @@ async fn environment(program: &Path, version: &str) -> Result<PathBuf, crate::Er
             "install",
             "--quiet",
             "--disable-pip-version-check",
+            "--retries",
+            "1",
             package,
         ];
         if let Err(error) = said(Command::new(&own).args(pip)).await {
