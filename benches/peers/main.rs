@@ -163,9 +163,6 @@ fn parse(arguments: &[String]) -> Result<Request, Error> {
     if request.peers.is_empty() {
         request.peers = PEERS.iter().collect();
     }
-    if !ours::CAN_SLEEP_AT_ONCE {
-        request.peers.retain(|peer| peer.key != plan::ASLEEP);
-    }
     Ok(request)
 }
 

@@ -3,10 +3,10 @@
 //! They run in a spawned task of tokio's default runtime, as the handlers of a service do.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use procession::{Pool, PoolBuilder};
+use procession::Pool;
 
 use crate::Error;
 use crate::callers::{self, Tiny};
@@ -14,14 +14,6 @@ use crate::figures::{Figures, echo_rate, median, milliseconds, rate};
 use crate::memory::{self, Growth};
 use crate::scale::{CHUNK, Scale, WORKERS};
 use crate::tasks::{Gate, compute, echo, hold, process_id, successor, ten_milliseconds};
-
-/// Whether [`asleep`] does what it is for. Until then nothing is measured by it.
-pub(crate) const CAN_SLEEP_AT_ONCE: bool = false;
-
-/// A pool whose callers and workers do not look again before they sleep: here belongs `.spin(Duration::ZERO)`.
-fn asleep(builder: PoolBuilder) -> PoolBuilder {
-    builder
-}
 
 pub(crate) fn measure(workload: &'static str, scale: &'static Scale) -> Result<Figures, Error> {
     match workload {
@@ -64,11 +56,13 @@ impl Tiny for Looking {
     }
 }
 
+/// Whose callers and workers do not look again before they sleep.
 struct Asleep(Pool);
 
 impl Tiny for Asleep {
     async fn start() -> Result<Self, Error> {
-        Ok(Self(asleep(Pool::builder().workers(WORKERS)).build().await?))
+        let builder = Pool::builder().workers(WORKERS).spin(Duration::ZERO);
+        Ok(Self(builder.build().await?))
     }
 
     async fn tiny(&self, n: u64) -> Result<u64, Error> {
