@@ -1,6 +1,8 @@
 //! Several elements in one frame: packing arguments, unpacking results, and how many to pack.
 
 use std::fmt;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -27,9 +29,13 @@ const HEAD: usize = 8;
 pub(crate) struct Packer {
     row: u32,
     limit: u64,
+    /// A frame of more bytes is divided.
+    most: usize,
     options: TaskOptions,
     bytes: Vec<u8>,
     count: u32,
+    /// Frames that [`push`](Self::push) has completed.
+    complete: Vec<Packed>,
 }
 
 /// A frame that is ready, and how many elements it carries.
@@ -44,15 +50,18 @@ impl Packer {
         Self {
             row,
             limit,
+            most: CHUNK_BYTES.min(usize::try_from(limit).unwrap_or(usize::MAX)),
             options,
             bytes: Vec::new(),
             count: 0,
+            complete: Vec::new(),
         }
     }
 
-    /// Adds an argument. Frames that are complete by it come back, in order: those in front of it when it does not
-    /// fit behind them, and itself when it carries file descriptors, for then it travels alone.
-    pub(crate) fn push<A: Serialize>(&mut self, argument: &A) -> Result<[Option<Packed>; 2], TaskError> {
+    /// Adds an argument. Frames may be [complete](Self::complete) by it: what is in front of it when it does not fit
+    /// behind that, and itself when it carries file descriptors, for then it travels alone.
+    #[inline]
+    pub(crate) fn push<A: Serialize>(&mut self, argument: &A) -> Result<(), TaskError> {
         if self.count == 0 {
             self.begin();
         }
@@ -67,30 +76,61 @@ impl Packer {
             return Err(encode_error(self.row, error));
         }
         if !fds.is_empty() {
-            self.bytes.truncate(start);
-            let call = Arc::new(single(self.row, argument, limit, &self.options)?);
-            return Ok([self.take(), Some(Packed { call, count: 1 })]);
+            return self.push_alone(argument, start, fds);
         }
-        let most = CHUNK_BYTES.min(usize::try_from(limit).unwrap_or(usize::MAX));
-        let before = if self.count > 0 && self.bytes.len() - HEADER > most {
-            let last = self.bytes.split_off(start);
-            let before = self.take();
-            self.begin();
-            self.bytes.extend_from_slice(&last);
-            before
-        } else {
-            None
-        };
+        if self.bytes.len() - HEADER > self.most {
+            self.divide(start);
+        }
         self.count += 1;
-        Ok([before, None])
+        Ok(())
     }
 
+    /// The element at `start` has left descriptors.
+    #[cold]
+    fn push_alone<A: Serialize>(
+        &mut self,
+        argument: &A,
+        start: usize,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), TaskError> {
+        drop(fds);
+        self.bytes.truncate(start);
+        let call = Arc::new(single(self.row, argument, self.limit, &self.options)?);
+        self.complete_frame();
+        self.complete.push(Packed { call, count: 1 });
+        Ok(())
+    }
+
+    /// With the element at `start` the frame is too long: it goes into the next.
+    #[cold]
+    fn divide(&mut self, start: usize) {
+        if self.count > 0 {
+            let last = self.bytes.split_off(start);
+            self.complete_frame();
+            self.begin();
+            self.bytes.extend_from_slice(&last);
+        }
+    }
+
+    fn complete_frame(&mut self) {
+        let packed = self.take();
+        self.complete.extend(packed);
+    }
+
+    #[cold]
     fn begin(&mut self) {
         self.bytes = Outgoing::buffer(64);
         self.bytes.extend_from_slice(&self.row.to_le_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
     }
 
+    /// Frames that are complete and have not been taken, in order.
+    #[inline]
+    pub(crate) fn complete(&mut self) -> Option<Vec<Packed>> {
+        (!self.complete.is_empty()).then(|| std::mem::take(&mut self.complete))
+    }
+
+    #[inline]
     pub(crate) fn count(&self) -> usize {
         self.count as usize
     }
@@ -157,33 +197,44 @@ pub(crate) fn decode_single<R: DeserializeOwned>(call: &Call, mut reply: Reply) 
     decoded.map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))
 }
 
-/// The results of a chunk's elements, in order.
-pub(crate) fn decode_chunk<R: DeserializeOwned>(
+/// Gives the results of a chunk's elements to `take`, in order, until it wants no more.
+pub(crate) fn decode_chunk<R: DeserializeOwned, B>(
     call: &Call,
     reply: &Reply,
     count: usize,
-) -> Vec<Result<R, TaskError>> {
+    mut take: impl FnMut(Result<R, TaskError>) -> ControlFlow<B>,
+) -> ControlFlow<B> {
     let mut records = reply.body();
     let mut lost = reply.lost.iter().peekable();
-    let mut results = Vec::with_capacity(count);
     for index in 0..count as u64 {
-        if let Some((_, error)) = lost.next_if(|(element, _)| *element == index) {
-            results.push(Err(error.clone()));
-            continue;
-        }
-        results.push(match take_record(&mut records) {
-            Some((false, bytes)) => codec::decode(bytes)
-                .map_err(|message| call.error(Cause::Decode(format!("the result: {message}")))),
-            Some((true, bytes)) => Err(match codec::decode::<Failure>(bytes) {
-                Ok(failure) => failure_error(call.name(), failure, reply.worker, reply.pid),
-                Err(message) => call.error(Cause::Decode(format!("the failure: {message}"))),
-            }),
-            None => Err(call.error(Cause::Decode(
-                "the worker sent no result for this element".to_owned(),
-            ))),
-        });
+        let result = if let Some((_, error)) = lost.next_if(|(element, _)| *element == index) {
+            Err(error.clone())
+        } else {
+            match take_record(&mut records) {
+                Some((false, bytes)) => codec::decode(bytes).map_err(|message| undecoded(call, &message)),
+                failed => Err(element_failure(call, reply, failed.map(|(_, bytes)| bytes))),
+            }
+        };
+        take(result)?;
     }
-    results
+    ControlFlow::Continue(())
+}
+
+#[cold]
+fn undecoded(call: &Call, message: &str) -> TaskError {
+    call.error(Cause::Decode(format!("the result: {message}")))
+}
+
+/// The error of an element whose record says of a failure, or is missing.
+#[cold]
+fn element_failure(call: &Call, reply: &Reply, record: Option<&[u8]>) -> TaskError {
+    match record.map(codec::decode::<Failure>) {
+        Some(Ok(failure)) => failure_error(call.name(), failure, reply.worker, reply.pid),
+        Some(Err(message)) => call.error(Cause::Decode(format!("the failure: {message}"))),
+        None => call.error(Cause::Decode(
+            "the worker sent no result for this element".to_owned(),
+        )),
+    }
 }
 
 /// How many elements go into a frame.
@@ -194,9 +245,9 @@ pub(crate) struct ChunkSize {
     time: Duration,
     /// What one element takes, once some have been measured.
     element: Option<Duration>,
-    /// Before anything is measured.
-    first: usize,
     most: usize,
+    /// How many the next frame should carry.
+    next: usize,
 }
 
 impl ChunkSize {
@@ -211,8 +262,8 @@ impl ChunkSize {
             fixed,
             time: Duration::from_millis(4),
             element: None,
-            first: share.unwrap_or(1).min(256),
             most: share.unwrap_or(1 << 20),
+            next: fixed.unwrap_or(share.unwrap_or(1).min(256)),
         }
     }
 
@@ -222,8 +273,8 @@ impl ChunkSize {
             fixed,
             time: Duration::from_micros(200),
             element: None,
-            first: 1,
             most: (ahead / (4 * workers)).max(1),
+            next: fixed.unwrap_or(1),
         }
     }
 
@@ -233,24 +284,19 @@ impl ChunkSize {
             return;
         }
         let element = run_time / u32::try_from(count).unwrap_or(u32::MAX);
-        self.element = Some(match self.element {
-            None => element,
-            Some(average) => (average * 3 + element) / 4,
-        });
+        let average = self
+            .element
+            .map_or(element, |average| (average * 3 + element) / 4);
+        self.element = Some(average);
+        if self.fixed.is_none() {
+            let fitting = self.time.as_nanos() / average.as_nanos().max(1);
+            self.next = usize::try_from(fitting).unwrap_or(usize::MAX).clamp(1, self.most);
+        }
     }
 
     /// How many elements the next frame should carry.
     pub(crate) fn next(&self) -> usize {
-        if let Some(fixed) = self.fixed {
-            return fixed;
-        }
-        let fitting = match self.element {
-            None => self.first,
-            Some(element) => {
-                usize::try_from(self.time.as_nanos() / element.as_nanos().max(1)).unwrap_or(usize::MAX)
-            }
-        };
-        fitting.clamp(1, self.most)
+        self.next
     }
 }
 
@@ -404,10 +450,7 @@ fn first_failure(call: &Call, reply: &Reply) -> Option<TaskError> {
     let mut records = reply.body();
     while let Some((failed, bytes)) = take_record(&mut records) {
         if failed {
-            return Some(match codec::decode::<Failure>(bytes) {
-                Ok(failure) => failure_error(call.name(), failure, reply.worker, reply.pid),
-                Err(message) => call.error(Cause::Decode(format!("the failure: {message}"))),
-            });
+            return Some(element_failure(call, reply, Some(bytes)));
         }
     }
     None
@@ -418,10 +461,7 @@ pub(crate) fn decode_all<R: DeserializeOwned>(call: &Call, reply: Reply) -> Resu
     let mut records = reply.body();
     let mut values = Vec::new();
     while let Some((_, bytes)) = take_record(&mut records) {
-        values.push(
-            codec::decode(bytes)
-                .map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))?,
-        );
+        values.push(codec::decode(bytes).map_err(|message| undecoded(call, &message))?);
     }
     Ok(values)
 }

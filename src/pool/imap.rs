@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -53,12 +54,12 @@ enum State<S, R> {
 }
 
 struct Streaming<S, R> {
-    engine: Engine<S, R>,
+    engine: Engine<S>,
     counter: Counter,
     /// Results to be yielded now.
     ready: VecDeque<Result<R, TaskError>>,
     /// Results that came before their turn.
-    early: BTreeMap<u64, Vec<Result<R, TaskError>>>,
+    early: BTreeMap<u64, VecDeque<Result<R, TaskError>>>,
     next: u64,
 }
 
@@ -209,18 +210,26 @@ where
                 streaming.counter.add(1);
                 return Poll::Ready(Some(result));
             }
-            match ready!(streaming.engine.poll_results(context)) {
-                Some(results) if !ordered => streaming.ready.extend(results.values),
-                Some(results) => {
-                    streaming.early.insert(results.index, results.values);
-                    while let Some(values) = streaming.early.remove(&streaming.next) {
-                        streaming.ready.extend(values);
-                        streaming.next += 1;
-                    }
-                }
-                None => {
-                    self.state = State::Ended;
-                    return Poll::Ready(None);
+            let Some(ended) = ready!(streaming.engine.poll_ended(context)) else {
+                self.state = State::Ended;
+                return Poll::Ready(None);
+            };
+            let is_early = ordered && ended.index != streaming.next;
+            let values = if is_early {
+                streaming.early.entry(ended.index).or_default()
+            } else {
+                &mut streaming.ready
+            };
+            values.reserve(ended.room());
+            let _: ControlFlow<()> = ended.decode(|result| {
+                values.push_back(result);
+                ControlFlow::Continue(())
+            });
+            if ordered && !is_early {
+                streaming.next += 1;
+                while let Some(mut values) = streaming.early.remove(&streaming.next) {
+                    streaming.ready.append(&mut values);
+                    streaming.next += 1;
                 }
             }
         }

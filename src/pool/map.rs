@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -14,7 +15,7 @@ use futures::stream::{FuturesUnordered, Stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::call::{Call, Outcome};
+use super::call::{Call, Reply};
 use super::chunks::{ChunkSize, Gather, Packed, Packer, decode_all, decode_chunk, decode_single, single};
 use super::dispatch::Shared;
 use super::options::TaskOptions;
@@ -70,16 +71,38 @@ impl<S: Stream> Source for StreamSource<S> {
     }
 }
 
-/// The results of one frame, and its place in the order.
-pub(crate) struct Results<R> {
+/// A frame that has ended, and its place in the order.
+pub(crate) struct Ended {
     pub(crate) index: u64,
-    pub(crate) values: Vec<Result<R, TaskError>>,
+    /// How many elements it has.
+    pub(crate) count: usize,
+    outcome: Result<(Arc<Call>, Reply), TaskError>,
+}
+
+impl Ended {
+    /// Gives the elements' results to `take`, in order, until it wants no more.
+    pub(crate) fn decode<R: DeserializeOwned, B>(
+        self,
+        mut take: impl FnMut(Result<R, TaskError>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        match self.outcome {
+            Ok((call, reply)) if reply.is_single() => take(decode_single(&call, reply)),
+            Ok((call, reply)) => decode_chunk(&call, &reply, self.count, take),
+            Err(error) => (0..self.count).try_for_each(|_| take(Err(error.clone()))),
+        }
+    }
+
+    /// How many values to make room for: no more than there are bytes for, since they may be many and large.
+    pub(crate) fn room(&self) -> usize {
+        let bytes = self.outcome.as_ref().map_or(0, |(_, reply)| reply.body().len());
+        self.count.min(bytes)
+    }
 }
 
 /// Reads elements ahead, within bounds, and gives their results frame by frame in order of completion.
 ///
 /// Dropping it cancels what has not ended.
-pub(crate) struct Engine<S, R> {
+pub(crate) struct Engine<S> {
     shared: Arc<Shared>,
     row: u32,
     source: Option<S>,
@@ -99,13 +122,12 @@ pub(crate) struct Engine<S, R> {
     /// Frames behind that one: an element can complete two.
     behind: VecDeque<Running>,
     running: FuturesUnordered<Running>,
-    ready: VecDeque<Results<R>>,
+    ready: VecDeque<Ended>,
 }
 
-impl<S: Source, R> Engine<S, R>
+impl<S: Source> Engine<S>
 where
     S::Item: Serialize,
-    R: DeserializeOwned,
 {
     pub(crate) fn new(
         shared: Arc<Shared>,
@@ -154,14 +176,17 @@ where
         self.source = None;
     }
 
-    /// Results in order of completion, then `None`.
-    pub(crate) fn poll_results(&mut self, context: &mut Context<'_>) -> Poll<Option<Results<R>>> {
+    /// Frames in order of completion, then `None`.
+    pub(crate) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<Option<Ended>> {
         self.feed(context);
-        if let Some(results) = self.ready.pop_front() {
-            return Poll::Ready(Some(results));
+        if let Some(ended) = self.ready.pop_front() {
+            return Poll::Ready(Some(ended));
         }
         match Pin::new(&mut self.running).poll_next(context) {
-            Poll::Ready(Some(ended)) => Poll::Ready(Some(self.results(ended))),
+            Poll::Ready(Some(ended)) => {
+                self.learn(&ended);
+                Poll::Ready(Some(ended))
+            }
             Poll::Ready(None)
                 if self.source.is_none() && self.blocked.is_none() && self.packer.count() == 0 =>
             {
@@ -171,31 +196,13 @@ where
         }
     }
 
-    fn results(&mut self, ended: Ended) -> Results<R> {
-        let Ended {
-            index,
-            count,
-            call,
-            outcome,
-        } = ended;
-        let values = match outcome {
-            Ok(reply) => {
-                self.size.learn(count, reply.run_time);
-                if reply.is_single() {
-                    vec![decode_single(&call, reply)]
-                } else {
-                    decode_chunk(&call, &reply, count)
-                }
-            }
-            Err(error) => {
-                if error.is_pool_closed() {
-                    // The rest of the input would fare no better, and may have no end.
-                    self.stop_reading();
-                }
-                (0..count).map(|_| Err(error.clone())).collect()
-            }
-        };
-        Results { index, values }
+    fn learn(&mut self, ended: &Ended) {
+        match &ended.outcome {
+            Ok((_, reply)) => self.size.learn(ended.count, reply.run_time),
+            // The rest of the input would fare no better, and may have no end.
+            Err(error) if error.is_pool_closed() => self.stop_reading(),
+            Err(_) => {}
+        }
     }
 
     /// Reads and submits as much as the bounds allow.
@@ -211,19 +218,8 @@ where
                 self.running.push(running);
             } else if let Some(running) = self.behind.pop_front() {
                 self.submit(running);
-            } else if !dry
-                && self.running.len() < self.frames
-                && self.outstanding < self.ahead
-                && let Some(source) = &mut self.source
-            {
-                match source.poll_next(context) {
-                    Poll::Ready(Some(element)) => self.element(&element),
-                    Poll::Ready(None) => {
-                        self.source = None;
-                        dry = true;
-                    }
-                    Poll::Pending => dry = true,
-                }
+            } else if !dry && self.running.len() < self.frames && self.outstanding < self.ahead {
+                dry = self.read(context);
             } else if self.packer.count() > 0 && (dry || self.running.is_empty()) {
                 // Nothing more can be read, or nothing else is under way: what is packed must not wait for more.
                 let packed = self.packer.take();
@@ -234,38 +230,60 @@ where
         }
     }
 
-    fn element(&mut self, element: &S::Item) {
-        self.outstanding += 1;
+    /// Reads elements until a frame has been started, or as many as may be. `true` when there are no more now.
+    fn read(&mut self, context: &mut Context<'_>) -> bool {
         let size = self.size.next();
-        let packed = if size == 1 && self.packer.count() == 0 {
-            single(self.row, element, self.shared.config.max_frame_size, &self.task).map(|call| {
-                [
-                    None,
-                    Some(Packed {
-                        call: Arc::new(call),
-                        count: 1,
-                    }),
-                ]
-            })
-        } else {
-            self.packer.push(element)
-        };
-        match packed {
-            Ok(packed) => packed.into_iter().for_each(|packed| self.start(packed)),
-            Err(error) => {
-                let before = self.packer.take();
-                self.start(before);
-                self.ready.push_back(Results {
-                    index: self.next_index,
-                    values: vec![Err(error)],
-                });
-                self.next_index += 1;
+        while self.outstanding < self.ahead {
+            let element = match self.source.as_mut().map(|source| source.poll_next(context)) {
+                Some(Poll::Ready(Some(element))) => element,
+                Some(Poll::Pending) => return true,
+                Some(Poll::Ready(None)) | None => {
+                    self.source = None;
+                    return true;
+                }
+            };
+            self.outstanding += 1;
+            if size == 1 && self.packer.count() == 0 {
+                self.start_single(&element);
+                return false;
+            }
+            if let Err(error) = self.packer.push(&element) {
+                self.refuse(error);
+                return false;
+            }
+            if let Some(complete) = self.packer.complete() {
+                complete.into_iter().for_each(|packed| self.start(Some(packed)));
+                return false;
+            }
+            if self.packer.count() >= size {
+                let packed = self.packer.take();
+                self.start(packed);
+                return false;
             }
         }
-        if self.packer.count() >= size {
-            let packed = self.packer.take();
-            self.start(packed);
+        false
+    }
+
+    fn start_single(&mut self, element: &S::Item) {
+        match single(self.row, element, self.shared.config.max_frame_size, &self.task) {
+            Ok(call) => self.start(Some(Packed {
+                call: Arc::new(call),
+                count: 1,
+            })),
+            Err(error) => self.refuse(error),
         }
+    }
+
+    /// The element behind those that have been packed cannot be encoded.
+    fn refuse(&mut self, error: TaskError) {
+        let before = self.packer.take();
+        self.start(before);
+        self.ready.push_back(Ended {
+            index: self.next_index,
+            count: 1,
+            outcome: Err(error),
+        });
+        self.next_index += 1;
     }
 
     fn start(&mut self, packed: Option<Packed>) {
@@ -305,13 +323,6 @@ struct Running {
     ended: bool,
 }
 
-struct Ended {
-    index: u64,
-    count: usize,
-    call: Arc<Call>,
-    outcome: Outcome,
-}
-
 impl Future for Running {
     type Output = Ended;
 
@@ -321,8 +332,7 @@ impl Future for Running {
         Poll::Ready(Ended {
             index: self.index,
             count: self.count,
-            call: Arc::clone(&self.call),
-            outcome,
+            outcome: outcome.map(|reply| (Arc::clone(&self.call), reply)),
         })
     }
 }
@@ -555,7 +565,10 @@ where
             });
             continue;
         }
-        packed.extend(packer.push(&element)?.into_iter().flatten());
+        packer.push(&element)?;
+        if let Some(complete) = packer.complete() {
+            packed.extend(complete);
+        }
         if packer.count() >= size {
             packed.extend(packer.take());
         }
@@ -580,27 +593,26 @@ where
     }
 }
 
-/// What both futures of a map share: the engine, and the results so far.
-struct Gathering<I, R> {
-    engine: Engine<IterSource<I>, R>,
+/// What both futures of a map share: the engine, and what they keep of the results so far.
+struct Gathering<I, V> {
+    engine: Engine<IterSource<I>>,
     refused: Option<TaskError>,
     counter: Counter,
-    values: Vec<Result<R, TaskError>>,
-    /// Results that came before their turn.
-    early: BTreeMap<u64, Vec<Result<R, TaskError>>>,
+    values: Vec<V>,
+    /// What came before its turn.
+    early: BTreeMap<u64, Vec<V>>,
     next: u64,
 }
 
 // The input is an iterator, which is never pinned, and nothing else here is.
-impl<I, R> Unpin for Gathering<I, R> {}
+impl<I, V> Unpin for Gathering<I, V> {}
 
-impl<I, R> Gathering<I, R>
+impl<I, V> Gathering<I, V>
 where
     I: Iterator,
     I::Item: Serialize,
-    R: DeserializeOwned,
 {
-    fn new(map: Map<I, R>) -> Self {
+    fn new<R>(map: Map<I, R>) -> Self {
         let Map {
             shared,
             row,
@@ -631,28 +643,45 @@ where
         }
     }
 
-    /// All results, or with `stop_early` the first failure.
-    fn poll_all(&mut self, context: &mut Context<'_>, stop_early: bool) -> Poll<Result<(), TaskError>> {
+    /// All results, or the first of which `keep` makes an error.
+    fn poll_all<R: DeserializeOwned>(
+        &mut self,
+        context: &mut Context<'_>,
+        keep: impl Fn(Result<R, TaskError>) -> Result<V, TaskError>,
+    ) -> Poll<Result<(), TaskError>> {
         if let Some(error) = self.refused.take() {
             return Poll::Ready(Err(error));
         }
-        while let Some(results) = ready!(self.engine.poll_results(context)) {
-            if stop_early && let Some(Err(error)) = results.values.iter().find(|value| value.is_err()) {
-                let error = error.clone();
+        while let Some(ended) = ready!(self.engine.poll_ended(context)) {
+            let (index, count) = (ended.index, ended.count);
+            let mut values = if index == self.next {
+                std::mem::take(&mut self.values)
+            } else {
+                Vec::new()
+            };
+            values.reserve(ended.room());
+            let kept = ended.decode(|result| match keep(result) {
+                Ok(value) => {
+                    values.push(value);
+                    ControlFlow::Continue(())
+                }
+                Err(error) => ControlFlow::Break(error),
+            });
+            if let ControlFlow::Break(error) = kept {
                 self.engine.stop();
                 return Poll::Ready(Err(error));
             }
-            self.engine.yielded(results.values.len());
-            self.counter.add(results.values.len());
-            if results.index == self.next {
-                self.values.extend(results.values);
+            self.engine.yielded(count);
+            self.counter.add(count);
+            if index == self.next {
+                self.values = values;
                 self.next += 1;
-                while let Some(values) = self.early.remove(&self.next) {
-                    self.values.extend(values);
+                while let Some(mut values) = self.early.remove(&self.next) {
+                    self.values.append(&mut values);
                     self.next += 1;
                 }
             } else {
-                self.early.insert(results.index, results.values);
+                self.early.insert(index, values);
             }
         }
         Poll::Ready(Ok(()))
@@ -697,11 +726,11 @@ where
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let gathering = &mut self.gathering;
-        if let Err(error) = ready!(gathering.poll_all(context, true)) {
+        if let Err(error) = ready!(gathering.poll_all(context, |result| result)) {
             gathering.values.clear();
             return Poll::Ready(Err(error));
         }
-        Poll::Ready(std::mem::take(&mut gathering.values).into_iter().collect())
+        Poll::Ready(Ok(std::mem::take(&mut gathering.values)))
     }
 }
 
@@ -714,7 +743,7 @@ where
 /// Not cancel safe: dropped before it is ready, elements are cancelled and all results lost.
 #[must_use = "futures do nothing unless polled"]
 pub struct CollectResults<I, R> {
-    gathering: Gathering<I, R>,
+    gathering: Gathering<I, Result<R, TaskError>>,
 }
 
 impl<I, R> fmt::Debug for CollectResults<I, R> {
@@ -735,7 +764,7 @@ where
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let gathering = &mut self.gathering;
-        if let Err(error) = ready!(gathering.poll_all(context, false)) {
+        if let Err(error) = ready!(gathering.poll_all(context, Ok)) {
             gathering.values.push(Err(error));
         }
         Poll::Ready(std::mem::take(&mut gathering.values))
@@ -762,7 +791,7 @@ mod tests {
     }
 
     /// An engine over `input` on a pool whose queue is full: it has no room, and its worker is not there yet.
-    fn engine<I: Iterator<Item = Option<Fd>>>(input: I) -> Engine<IterSource<I>, bool> {
+    fn engine<I: Iterator<Item = Option<Fd>>>(input: I) -> Engine<IterSource<I>> {
         fn row<F: Fn(Option<Fd>) -> bool + Copy + 'static>(function: F) -> u32 {
             entry::blocking::<F, F, _, _>(&function)
         }
@@ -793,11 +822,11 @@ mod tests {
         let waker = Waker::from(Arc::clone(&flag));
         let mut context = Context::from_waker(&waker);
         let mut engine = engine([None, None].into_iter());
-        assert!(engine.poll_results(&mut context).is_pending());
+        assert!(engine.poll_ended(&mut context).is_pending());
         assert!(engine.blocked.is_some());
         make_room(&engine.shared);
         assert!(flag.0.load(Ordering::Acquire));
-        assert!(engine.poll_results(&mut context).is_pending());
+        assert!(engine.poll_ended(&mut context).is_pending());
         assert_eq!(engine.running.len(), 1);
     }
 
@@ -806,10 +835,10 @@ mod tests {
         let mut context = Context::from_waker(Waker::noop());
         let file = Fd::from(std::fs::File::open("/dev/null").unwrap());
         let mut engine = engine([None, Some(file)].into_iter());
-        assert!(engine.poll_results(&mut context).is_pending());
+        assert!(engine.poll_ended(&mut context).is_pending());
         assert_eq!(engine.behind.len(), 1);
         make_room(&engine.shared);
-        assert!(engine.poll_results(&mut context).is_pending());
+        assert!(engine.poll_ended(&mut context).is_pending());
         assert_eq!((engine.running.len(), engine.behind.len()), (1, 0));
         assert!(engine.blocked.is_some());
     }

@@ -3,7 +3,7 @@
 //! While a value is encoded, the handles in it leave their descriptors here and write only a number; while it is
 //! decoded, they fetch them by that number.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,15 +14,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::frame::MAX_FDS;
 
 thread_local! {
-    static OUTGOING: RefCell<Option<Vec<OwnedFd>>> = const { RefCell::new(None) };
+    /// Descriptors that the value that is encoded has left so far; `None` while none is encoded. Apart from the
+    /// descriptors themselves, for most values have none, and are small.
+    static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Those of values whose encoding is not over, the innermost last.
+    static OUTGOING: RefCell<Vec<OwnedFd>> = const { RefCell::new(Vec::new()) };
     static INCOMING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs `encode` and gives back the descriptors that the handles in the value left.
+#[inline]
 pub(crate) fn collect<T>(encode: impl FnOnce() -> T) -> (T, Vec<OwnedFd>) {
-    let before = OUTGOING.replace(Some(Vec::new()));
+    let before = LEFT.replace(Some(0));
     let value = encode();
-    let fds = OUTGOING.replace(before).unwrap_or_default();
+    let fds = match LEFT.replace(before) {
+        None | Some(0) => Vec::new(),
+        Some(left) => OUTGOING.with_borrow_mut(|fds| fds.split_off(fds.len().saturating_sub(left))),
+    };
     (value, fds)
 }
 
@@ -99,14 +107,15 @@ impl fmt::Debug for Fd {
 impl Serialize for Fd {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let copy = self.0.try_clone().map_err(S::Error::custom)?;
-        let index = OUTGOING.with_borrow_mut(|fds| match fds {
+        let index = match LEFT.get() {
             None => Err("a file descriptor can only travel in an argument or a result"),
-            Some(fds) if fds.len() >= MAX_FDS => Err("more than 253 file descriptors in one value"),
-            Some(fds) => {
-                fds.push(copy);
-                Ok(fds.len() as u32 - 1)
+            Some(left) if left >= MAX_FDS => Err("more than 253 file descriptors in one value"),
+            Some(left) => {
+                OUTGOING.with_borrow_mut(|fds| fds.push(copy));
+                LEFT.set(Some(left + 1));
+                Ok(left as u32)
             }
-        });
+        };
         index.map_err(S::Error::custom)?.serialize(serializer)
     }
 }

@@ -18,11 +18,16 @@ thread_local! {
 }
 
 /// Makes room for `more` bytes behind what `buffer` holds.
+#[inline]
 pub(crate) fn reserve(buffer: &mut Vec<u8>, more: usize) {
     let needed = buffer.len() + more;
-    if needed <= buffer.capacity() || needed < SMALLEST {
-        return;
+    if needed > buffer.capacity() && needed >= SMALLEST {
+        grow(buffer, needed);
     }
+}
+
+#[cold]
+fn grow(buffer: &mut Vec<u8>, needed: usize) {
     let mut larger = take(needed);
     larger.extend_from_slice(buffer);
     give(std::mem::replace(buffer, larger));

@@ -25,6 +25,9 @@ const ADVICE: &str = "postcard is not self-describing: types that look ahead or 
     (serde_json::Value, #[serde(untagged)], #[serde(flatten)], #[serde(tag)], skip_serializing_if) do not survive \
     it; wrap the value in procession::Json";
 
+/// So many bytes are copied one by one: what an integer takes.
+const FEW: usize = 5;
+
 /// Appends to a vector, up to a limit.
 struct Limited<'a> {
     bytes: &'a mut Vec<u8>,
@@ -34,6 +37,7 @@ struct Limited<'a> {
 impl Flavor for Limited<'_> {
     type Output = ();
 
+    #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
         if self.bytes.len() >= self.limit {
             return Err(postcard::Error::SerializeBufferFull);
@@ -42,9 +46,15 @@ impl Flavor for Limited<'_> {
         Ok(())
     }
 
+    #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
         if self.limit - self.bytes.len() < bytes.len() {
             return Err(postcard::Error::SerializeBufferFull);
+        }
+        if bytes.len() <= FEW {
+            // Numbers and lengths come here, of a few bytes each, for which a call to copy them is long.
+            bytes.iter().for_each(|&byte| self.bytes.push(byte));
+            return Ok(());
         }
         buffers::reserve(self.bytes, bytes.len());
         self.bytes.extend_from_slice(bytes);
@@ -57,6 +67,7 @@ impl Flavor for Limited<'_> {
 }
 
 /// Appends `value` to `bytes`, at most `limit` bytes of it. On an error `bytes` is as it was.
+#[inline]
 pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
     let start = bytes.len();
     let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
@@ -168,6 +179,7 @@ pub(crate) fn drop_quietly<T>(value: T) {
 /// Appends a record: `length * 2 + failed` as a varint, then what `write` appends.
 ///
 /// Elements of a chunk carry their lengths so that one which does not decode costs only itself.
+#[inline]
 pub(crate) fn push_record<E>(
     bytes: &mut Vec<u8>,
     write: impl FnOnce(&mut Vec<u8>) -> Result<bool, E>,
@@ -195,9 +207,15 @@ pub(crate) fn push_record<E>(
 }
 
 /// Takes a record from the front of `bytes`: whether it says of a failure, and its content.
+#[inline]
 pub(crate) fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(bool, &'a [u8])> {
-    let mut rest = *bytes;
-    let tag = take_varint(&mut rest)?;
+    let (&first, mut rest) = bytes.split_first()?;
+    let tag = if first < 0x80 {
+        u64::from(first)
+    } else {
+        rest = bytes;
+        take_varint(&mut rest)?
+    };
     let length = usize::try_from(tag >> 1).ok()?;
     let (content, rest) = rest.split_at_checked(length)?;
     *bytes = rest;
