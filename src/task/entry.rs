@@ -16,6 +16,19 @@ use crate::wire::message::Failure;
 /// Decodes the argument, runs the function, appends the encoded result; at most `limit` bytes of it.
 pub(crate) type RunBlocking = fn(argument: &[u8], result: &mut Vec<u8>, limit: u64) -> Result<(), Failure>;
 
+/// Runs a chunk's elements one after the other. A panic leaves it in the midst of one; the rest is for the next call.
+pub(crate) type RunElements = for<'a> fn(elements: &mut dyn Elements<'a>, limit: u64);
+
+/// A chunk's elements as the worker hands them out.
+pub(crate) trait Elements<'a> {
+    /// The argument of the element that begins now; `None` when no more shall run.
+    fn next(&mut self) -> Option<&'a [u8]>;
+    /// The element that was begun last has ended; `record` is what its result takes in the reply.
+    fn finish(&mut self, record: &[u8]);
+    /// The element that was begun last has failed.
+    fn fail(&mut self, failure: &Failure);
+}
+
 /// Runs an async function and encodes its result.
 pub(crate) type AsyncTask = Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>;
 
@@ -25,7 +38,10 @@ pub(crate) type RunAsync = fn(argument: &[u8], limit: u64) -> Result<AsyncTask, 
 /// How a task is run.
 #[derive(Clone, Copy)]
 pub(crate) enum Run {
-    Blocking(RunBlocking),
+    Blocking {
+        one: RunBlocking,
+        elements: RunElements,
+    },
     Async(RunAsync),
     /// The row that stands in every table and is no task.
     Never,
@@ -79,7 +95,10 @@ where
             name: type_name::<N>(),
             argument: type_name::<A>(),
             result: type_name::<R>(),
-            run: Run::Blocking(run_blocking::<F, A, R>),
+            run: Run::Blocking {
+                one: run_blocking::<F, A, R>,
+                elements: run_elements::<F, A, R>,
+            },
         }
     }
 }
@@ -127,6 +146,7 @@ where
     table::row::<Async<F, A, T, R>>()
 }
 
+#[inline]
 fn run_blocking<F, A, R>(argument: &[u8], result: &mut Vec<u8>, limit: u64) -> Result<(), Failure>
 where
     F: Fn(A) -> R + Copy + 'static,
@@ -137,6 +157,25 @@ where
     let argument = codec::decode(argument).map_err(Failure::DecodeArgument)?;
     let value = function(argument);
     codec::encode(&value, result, limit).map_err(encode_failure)
+}
+
+fn run_elements<F, A, R>(elements: &mut dyn Elements<'_>, limit: u64)
+where
+    F: Fn(A) -> R + Copy + 'static,
+    A: DeserializeOwned,
+    R: Serialize,
+{
+    let mut record = Vec::new();
+    while let Some(argument) = elements.next() {
+        record.clear();
+        let result = codec::push_record(&mut record, |bytes| {
+            run_blocking::<F, A, R>(argument, bytes, limit).map(|()| false)
+        });
+        match result {
+            Ok(()) => elements.finish(&record),
+            Err(failure) => elements.fail(&failure),
+        }
+    }
 }
 
 fn run_async<F, A, T, R>(argument: &[u8], limit: u64) -> Result<AsyncTask, Failure>

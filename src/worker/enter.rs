@@ -194,7 +194,7 @@ fn receive(connection: &OwnedFd, receiver: &mut Receiver) -> io::Result<Option<M
 
 /// Runs the pool's initializer.
 fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
-    let Some(Run::Blocking(run)) = table::entry(row).map(|entry| entry.run) else {
+    let Some(Run::Blocking { one: run, .. }) = table::entry(row).map(|entry| entry.run) else {
         return Err(InitFailure::Task(Failure::UnknownTask(row)));
     };
     let mut result = Vec::new();

@@ -1,13 +1,14 @@
 //! One task, from the bytes of its argument to the bytes of its reply.
 
 use std::future::poll_fn;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::task::Poll;
 
 use super::panic;
 use super::reply::Replies;
 use crate::shared::ledger::clock;
-use crate::task::entry::{AsyncTask, Entry, Run};
+use crate::task::entry::{AsyncTask, Elements, Entry, Run};
 use crate::task::table;
 use crate::wire::attachments;
 use crate::wire::buffers;
@@ -65,7 +66,7 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
     let fds = std::mem::take(&mut task.message.fds);
     let mut bytes = result_buffer();
     let (result, fds) = match task.entry.run {
-        Run::Blocking(run) => attachments::collect(|| {
+        Run::Blocking { one: run, .. } => attachments::collect(|| {
             attachments::provide(fds, || {
                 flatten(panic::catch(|| {
                     run(task.argument(), &mut bytes, limits.max_frame_size)
@@ -99,58 +100,139 @@ pub(super) async fn run_chunk(
     limits: Limits,
     replies: &Replies,
     lane: usize,
-) -> std::io::Result<Reply> {
-    let id = task.message.id;
-    let is_timed = task.message.kind == kind::TIMED_CHUNK;
-    let mut rest = task.argument();
-    let count = take_u32(&mut rest).unwrap_or(0);
-    let mut record = Vec::new();
-    let (mut revocations, mut end) = (0, kind::CHUNK_END);
-    for element in 0..u64::from(count) {
-        let Some((_, argument)) = take_record(&mut rest) else {
-            break;
-        };
-        if element > 0 {
-            let ledger = replies.ledger();
-            if ledger.revocations() != revocations {
-                revocations = ledger.revocations();
-                if ledger.is_revoked(id) {
-                    end = kind::CHUNK_STOPPED;
-                    break;
-                }
+) -> io::Result<Reply> {
+    let mut chunk = Chunk::new(&task, replies, lane);
+    match task.entry.run {
+        Run::Blocking { elements, .. } => {
+            while let Err(panic) = panic::catch(|| elements(&mut chunk, limits.max_frame_size)) {
+                chunk.fail(&Failure::Panicked(panic));
             }
-            ledger.element(lane, element, is_timed.then(clock));
         }
-        record.clear();
-        let result = match task.entry.run {
-            Run::Blocking(run) => push_record(&mut record, |bytes| {
-                flatten(panic::catch(|| run(argument, bytes, limits.max_frame_size))).map(|()| false)
-            }),
-            Run::Async(start) => match flatten(panic::catch(|| start(argument, limits.max_frame_size))) {
-                Ok(future) => guarded(future).await.0.and_then(|encoded| {
+        Run::Async(start) => {
+            let mut record = Vec::new();
+            while let Some(argument) = chunk.next() {
+                let encoded = match flatten(panic::catch(|| start(argument, limits.max_frame_size))) {
+                    Ok(future) => guarded(future).await.0,
+                    Err(failure) => Err(failure),
+                };
+                record.clear();
+                let pushed = encoded.and_then(|encoded| {
                     push_record(&mut record, |bytes| {
                         bytes.extend_from_slice(&encoded);
                         Ok(false)
                     })
-                }),
-                Err(failure) => Err(failure),
-            },
-            Run::Never => break,
-        };
-        if let Err(failure) = result {
-            push_failure(&mut record, &failure);
-        }
-        let ledger = replies.ledger();
-        if ledger.revocations() != revocations {
-            revocations = ledger.revocations();
-            if ledger.is_revoked(id) {
-                // This element was meant: what it gave when it heard of that is no value.
-                return Ok(chunk_reply(kind::CHUNK_STOPPED, task.began, Some(element)));
+                });
+                match pushed {
+                    Ok(()) => chunk.finish(&record),
+                    Err(failure) => chunk.fail(&failure),
+                }
             }
         }
-        replies.push_record(id, &record)?;
+        Run::Never => {}
     }
-    Ok(chunk_reply(end, task.began, None))
+    chunk.end()
+}
+
+/// A chunk that runs.
+struct Chunk<'a> {
+    id: u64,
+    replies: &'a Replies,
+    lane: usize,
+    /// When each element begins is noted.
+    is_timed: bool,
+    began: u64,
+    /// Records of the arguments that have not begun.
+    arguments: &'a [u8],
+    count: u64,
+    /// The element that runs, or is next.
+    element: u64,
+    /// How often a task had been revoked when that was looked at last.
+    revocations: u64,
+    state: ChunkState,
+}
+
+enum ChunkState {
+    Runs,
+    /// Nobody wants the rest of it; of the element, if there is one, what it gave is dropped.
+    Stopped(Option<u64>),
+    /// The parent cannot be told.
+    Cut(io::Error),
+}
+
+impl<'a> Chunk<'a> {
+    fn new(task: &'a Prepared, replies: &'a Replies, lane: usize) -> Self {
+        let mut arguments = task.argument();
+        let count = take_u32(&mut arguments).unwrap_or(0);
+        Self {
+            id: task.message.id,
+            replies,
+            lane,
+            is_timed: task.message.kind == kind::TIMED_CHUNK,
+            began: task.began,
+            arguments,
+            count: u64::from(count),
+            element: 0,
+            revocations: 0,
+            state: ChunkState::Runs,
+        }
+    }
+
+    fn is_revoked(&mut self) -> bool {
+        let ledger = self.replies.ledger();
+        let revocations = ledger.revocations();
+        if revocations == self.revocations {
+            return false;
+        }
+        self.revocations = revocations;
+        ledger.is_revoked(self.id)
+    }
+
+    fn end(self) -> io::Result<Reply> {
+        match self.state {
+            ChunkState::Runs => Ok(chunk_reply(kind::CHUNK_END, self.began, None)),
+            ChunkState::Stopped(dropped) => Ok(chunk_reply(kind::CHUNK_STOPPED, self.began, dropped)),
+            ChunkState::Cut(error) => Err(error),
+        }
+    }
+}
+
+impl<'a> Elements<'a> for Chunk<'a> {
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.element == self.count || !matches!(self.state, ChunkState::Runs) {
+            return None;
+        }
+        if self.element > 0 {
+            if self.is_revoked() {
+                self.state = ChunkState::Stopped(None);
+                return None;
+            }
+            let now = self.is_timed.then(clock);
+            self.replies.ledger().element(self.lane, self.element, now);
+        }
+        panic::forget();
+        take_record(&mut self.arguments).map(|(_, argument)| argument)
+    }
+
+    fn finish(&mut self, record: &[u8]) {
+        if self.is_revoked() {
+            // This element was meant: what it gave when it heard of that is no value.
+            self.state = ChunkState::Stopped(Some(self.element));
+        } else if let Err(error) = self.replies.push_record(self.id, record) {
+            self.state = ChunkState::Cut(error);
+        }
+        self.element += 1;
+    }
+
+    #[cold]
+    fn fail(&mut self, failure: &Failure) {
+        let mut record = Vec::new();
+        let pushed = push_record(&mut record, |bytes| {
+            message_bytes(failure, bytes);
+            Ok::<_, ()>(true)
+        });
+        debug_assert_eq!(pushed, Ok(()));
+        self.finish(&record);
+    }
 }
 
 /// The end of a chunk, all of whose records have been given, that began at `began`, and the element that was dropped
@@ -180,14 +262,6 @@ async fn guarded(mut future: AsyncTask) -> (Result<Vec<u8>, Failure>, Vec<OwnedF
         Ok(()) => (result, collected),
         Err(panic) => (result.and(Err(Failure::Panicked(panic))), Vec::new()),
     }
-}
-
-fn push_failure(record: &mut Vec<u8>, failure: &Failure) {
-    let pushed = push_record(record, |bytes| {
-        message_bytes(failure, bytes);
-        Ok::<_, ()>(true)
-    });
-    debug_assert_eq!(pushed, Ok(()));
 }
 
 fn flatten<T>(result: Result<Result<T, Failure>, crate::error::RemotePanic>) -> Result<T, Failure> {

@@ -1,7 +1,7 @@
 //! Panics of tasks, caught with all that is known of them.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 
 use crate::error::RemotePanic;
@@ -13,6 +13,8 @@ const LONGEST_BACKTRACE: usize = 512 * 1024;
 thread_local! {
     /// Where the last panic on this thread began, for the payload alone does not say.
     static LAST: RefCell<Option<(Place, Option<String>)>> = const { RefCell::new(None) };
+    /// Whether there is one. Looked at for every element of a chunk, so it is apart from what must be freed.
+    static IS_NOTED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A panic's location, kept beyond the hook.
@@ -43,6 +45,7 @@ pub(super) fn install_hook() {
         let noted = LAST.try_with(|last| {
             if let Ok(mut last) = last.try_borrow_mut() {
                 *last = place.map(|place| (place, backtrace));
+                IS_NOTED.set(true);
             }
         });
         noted.ok();
@@ -52,9 +55,16 @@ pub(super) fn install_hook() {
 
 /// Runs a task's code.
 pub(super) fn catch<T>(run: impl FnOnce() -> T) -> Result<T, RemotePanic> {
-    // An earlier panic, which the task's own code caught, is not the one that is caught here.
-    LAST.take();
+    forget();
     catch_unwind(AssertUnwindSafe(run)).map_err(describe)
+}
+
+/// Before a task's code runs: an earlier panic, which such code caught itself, is not the one that is caught here.
+#[inline]
+pub(super) fn forget() {
+    if IS_NOTED.replace(false) {
+        LAST.take();
+    }
 }
 
 /// What is known of a panic that this thread has just caught.

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
 
 use futures::stream::StreamExt;
 use procession::{Output, Pool, TaskError, TaskErrorKind};
@@ -425,6 +426,33 @@ async fn one_element_of_a_hundred_that_aborts_costs_itself_alone() {
                 assert!(n == 37 || result.as_ref().is_ok_and(|&value| value == n));
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn a_tiny_element_that_aborts_costs_none_of_the_many_in_its_chunk() {
+    let pool = pool(1).await;
+    let work = |n: u32| {
+        if [0, 1, 70_001, 199_999].contains(&n) {
+            std::process::abort();
+        }
+        n
+    };
+    for timeout in [None, Some(Duration::from_secs(30))] {
+        let map = pool.map(work, 0..200_000).chunk_size(200_000);
+        let map = match timeout {
+            None => map,
+            Some(timeout) => map.timeout(timeout),
+        };
+        let each = within(map.collect_results()).await;
+        assert_eq!(each.len(), 200_000);
+        for (n, result) in (0..).zip(&each) {
+            match result {
+                Ok(value) => assert_eq!(*value, n),
+                Err(error) => assert!([0, 1, 70_001, 199_999].contains(&n), "{n}: {error}"),
+            }
+        }
+        assert_eq!(each.iter().filter(|result| result.is_err()).count(), 4);
     }
 }
 

@@ -183,6 +183,82 @@ impl<'de> Deserialize<'de> for Bad {
     }
 }
 
+/// Panics in workers: on its way in, on its way out or in the end, as its number says.
+#[derive(Debug)]
+struct Touchy(u32);
+
+impl Touchy {
+    fn touch(&self, last_digit: u32) {
+        let is_meant = self.0 % 10 == last_digit && procession::worker::is_worker();
+        assert!(!is_meant || std::thread::panicking(), "touched");
+    }
+}
+
+impl Serialize for Touchy {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.touch(7);
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Touchy {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let touchy = Self(u32::deserialize(deserializer)?);
+        touchy.touch(3);
+        Ok(touchy)
+    }
+}
+
+impl Drop for Touchy {
+    fn drop(&mut self) {
+        self.touch(9);
+    }
+}
+
+#[tokio::test]
+async fn in_whatever_way_elements_panic_the_others_keep_their_values() {
+    let pool = pool(1).await;
+    let worker = pids(&pool)[0];
+    let work = |touchy: Touchy| {
+        touchy.touch(5);
+        touchy
+    };
+    let each = within(
+        pool.map(work, (0..1000).map(Touchy))
+            .chunk_size(1000)
+            .collect_results(),
+    )
+    .await;
+    assert_eq!(each.len(), 1000);
+    for (n, result) in (0..).zip(each) {
+        let expected = match n % 10 {
+            3 => Err(TaskErrorKind::Decode),
+            5 | 9 => Err(TaskErrorKind::Panicked),
+            7 => Err(TaskErrorKind::Encode),
+            _ => Ok(n),
+        };
+        assert_eq!(
+            result.map(|touchy| touchy.0).map_err(|error| error.kind()),
+            expected,
+            "{n}"
+        );
+    }
+    assert_eq!(within(pool.apply(pid, ())).await.unwrap(), worker);
+}
+
+#[tokio::test]
+async fn the_place_of_a_panic_that_another_element_caught_is_not_taken_for_it() {
+    let pool = pool(1).await;
+    let work = |n: u32| match n {
+        0 => drop(std::panic::catch_unwind(|| panic!("caught"))),
+        _ => std::panic::resume_unwind(Box::new("without a place")),
+    };
+    let each = within(pool.map(work, 0..2).chunk_size(2).collect_results()).await;
+    assert!(each[0].is_ok());
+    let panic = each[1].as_ref().unwrap_err().panic().unwrap();
+    assert_eq!((panic.message.as_str(), panic.line), ("without a place", 0));
+}
+
 #[tokio::test]
 async fn a_panic_in_a_thread_of_the_worker_is_that_threads_own() {
     let pool = pool(1).await;
