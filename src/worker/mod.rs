@@ -18,6 +18,7 @@
 mod enter;
 mod stdio;
 mod inbox;
+mod bias;
 mod reply;
 mod panic;
 mod limits;

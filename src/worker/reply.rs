@@ -6,14 +6,16 @@
 //! [`delivery`]: crate::shared::delivery
 
 use std::io::{self, IoSlice};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::SendFlags;
 
+use super::bias::{Bias, KeptOut};
 use crate::shared::delivery::Delivery;
 use crate::shared::ledger::{DATA, Ledger, clock};
 use crate::wire::frame::{HEADER, Outgoing, header};
@@ -33,6 +35,9 @@ pub(super) struct Replies {
     connection: OwnedFd,
     ledger: Ledger,
     state: Mutex<State>,
+    /// For the thread that runs tasks, to add a record without the lock.
+    bias: Bias,
+    extending: Extending,
     /// Readable when replies begin to wait for others, which the watcher must know.
     waiting: OwnedFd,
 }
@@ -50,6 +55,53 @@ struct State {
     waits_since: Option<u64>,
     /// The watcher looks from time to time whether it waits for too long.
     is_watched: bool,
+}
+
+/// The frame that grows, while the thread that runs tasks extends it past the lock. Who takes the lock takes it back
+/// into the state.
+#[derive(Debug, Default)]
+struct Extending {
+    /// 0: nothing is lent.
+    id: AtomicU64,
+    end: AtomicU64,
+    base: AtomicU64,
+}
+
+impl Extending {
+    fn lend(&self, growing: Growing, base: u64) {
+        self.end.store(growing.end, Ordering::Relaxed);
+        self.base.store(base, Ordering::Relaxed);
+        self.id.store(growing.id, Ordering::Relaxed);
+    }
+
+    fn take_back(&self, state: &mut State) {
+        let id = self.id.load(Ordering::Relaxed);
+        if id != 0 {
+            self.id.store(0, Ordering::Relaxed);
+            let end = self.end.load(Ordering::Relaxed);
+            state.growing = Some(Growing { id, end });
+        }
+    }
+}
+
+/// The state, with nobody beside who has it.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    _alone: Option<KeptOut<'a>>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +127,7 @@ impl State {
 }
 
 impl Replies {
-    /// `position` is where the stream goes on.
+    /// For the thread that runs tasks, which calls this. `position` is where the stream goes on.
     pub(super) fn new(connection: OwnedFd, ledger: Ledger, position: u64) -> io::Result<Self> {
         ledger.set_base(position);
         ledger.delivery().begin(position);
@@ -89,6 +141,8 @@ impl Replies {
                 waits_since: None,
                 is_watched: false,
             }),
+            bias: Bias::new(),
+            extending: Extending::default(),
             waiting: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
@@ -149,10 +203,11 @@ impl Replies {
     /// Watcher: sends what has waited for too long: the task that came behind it is a long one. `false` when nothing
     /// waits, and nobody has to look until [`waiting`](Self::waiting) tells.
     pub(super) fn flush_late(&self) -> io::Result<bool> {
-        let Ok(mut state) = self.state.try_lock() else {
+        let Ok(state) = self.state.try_lock() else {
             // Somebody sends, or is about to.
             return Ok(true);
         };
+        let mut state = self.alone(state);
         let Some(since) = state.waits_since else {
             state.is_watched = false;
             return Ok(false);
@@ -183,7 +238,35 @@ impl Replies {
 
     /// Adds the record of one finished element to the results of chunk `id`. They leave when the ledger is full or
     /// another message goes out, and are safe from this process's end at once.
+    #[inline]
     pub(super) fn push_record(&self, id: u64, record: &[u8]) -> io::Result<()> {
+        if self.extend(id, record) {
+            return Ok(());
+        }
+        self.push_record_locked(id, record)
+    }
+
+    /// Adds a record to the frame that grows, if it is of this chunk and there is room, and nobody has the lock.
+    fn extend(&self, id: u64, record: &[u8]) -> bool {
+        if !self.bias.enter() {
+            return false;
+        }
+        let Extending { id: lent, end, base } = &self.extending;
+        let (from, base) = (end.load(Ordering::Relaxed), base.load(Ordering::Relaxed));
+        let offset = (from - base) as usize;
+        let fits = lent.load(Ordering::Relaxed) == id && record.len() <= DATA - offset;
+        if fits {
+            self.ledger.write(offset, record);
+            let grown = from + record.len() as u64;
+            self.ledger.grow(grown);
+            end.store(grown, Ordering::Relaxed);
+        }
+        self.bias.leave();
+        fits
+    }
+
+    #[cold]
+    fn push_record_locked(&self, id: u64, record: &[u8]) -> io::Result<()> {
         let mut state = self.lock();
         if HEADER + record.len() > DATA {
             let mut bytes = Outgoing::buffer(record.len());
@@ -214,6 +297,7 @@ impl Replies {
         growing.end += record.len() as u64;
         self.ledger.grow(growing.end);
         state.growing = Some(growing);
+        self.extending.lend(growing, state.base);
         Ok(())
     }
 
@@ -304,7 +388,16 @@ impl Replies {
         self.connection.as_fd()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> Locked<'_> {
+        self.alone(self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn alone<'a>(&'a self, state: MutexGuard<'a, State>) -> Locked<'a> {
+        let mut locked = Locked {
+            _alone: self.bias.keep_out(),
+            state,
+        };
+        self.extending.take_back(&mut locked);
+        locked
     }
 }
