@@ -26,6 +26,8 @@ pub(crate) struct Reply {
     pub(crate) bytes: Vec<u8>,
     /// Where the result begins in `bytes`.
     pub(crate) offset: usize,
+    /// What the result ends with, where that came apart from the rest.
+    pub(crate) tail: Option<Vec<u8>>,
     pub(crate) fds: Vec<OwnedFd>,
     /// Who answered.
     pub(crate) worker: usize,
@@ -51,6 +53,7 @@ impl Reply {
         Self {
             bytes: self.bytes.clone(),
             offset: self.offset,
+            tail: self.tail.clone(),
             fds: self.fds.iter().filter_map(|fd| fd.try_clone().ok()).collect(),
             worker: self.worker,
             pid: self.pid,

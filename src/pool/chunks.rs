@@ -14,7 +14,7 @@ use super::callback::Callbacks;
 use super::dispatch::{Shared, failure_error};
 use super::options::TaskOptions;
 use crate::error::{Cause, TaskError};
-use crate::wire::codec::{self, EncodeError, push_record, take_record};
+use crate::wire::codec::{self, EncodeError, Encoded, push_record, take_record};
 use crate::wire::frame::{HEADER, Outgoing};
 use crate::wire::message::{Failure, kind};
 use crate::{runtime, task, wire};
@@ -165,10 +165,11 @@ pub(crate) fn single<A: Serialize>(
 ) -> Result<Call, TaskError> {
     let mut bytes = Outgoing::buffer(48);
     bytes.extend_from_slice(&row.to_le_bytes());
-    let (result, fds) = wire::attachments::collect(|| codec::encode(argument, &mut bytes, limit));
+    let (result, fds) = wire::attachments::collect(|| codec::encode_with_tail(argument, &mut bytes, limit));
     match result {
-        Ok(()) => {
-            let mut call = Call::new(Outgoing::new(kind::TASK, bytes, fds), row);
+        Ok(tail) => {
+            let outgoing = Outgoing::new(kind::TASK, bytes, fds).with_head(tail - HEADER);
+            let mut call = Call::new(outgoing, row);
             call.set_options(options);
             Ok(call)
         }
@@ -192,7 +193,12 @@ fn encode_error(row: u32, error: EncodeError) -> TaskError {
 /// The result of a single task.
 pub(crate) fn decode_single<R: DeserializeOwned>(call: &Call, mut reply: Reply) -> Result<R, TaskError> {
     let fds = std::mem::take(&mut reply.fds);
-    let decoded = wire::attachments::provide(fds, || codec::decode(reply.body()));
+    let tail = reply.tail.take();
+    let encoded = Encoded {
+        bytes: reply.body(),
+        tail,
+    };
+    let decoded = wire::attachments::provide(fds, || codec::decode_encoded(encoded));
     wire::buffers::give(reply.bytes);
     decoded.map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))
 }
@@ -424,6 +430,7 @@ impl Gather {
             if reply.is_single() {
                 let pushed = push_record(&mut whole.bytes, |bytes| {
                     bytes.extend_from_slice(reply.body());
+                    bytes.extend(reply.tail.iter().flatten());
                     Ok::<_, ()>(false)
                 });
                 debug_assert_eq!((pushed, count), (Ok(()), 1));

@@ -779,9 +779,23 @@ impl Core {
         done: &mut Vec<(Arc<Call>, Outcome)>,
     ) -> Result<(), String> {
         let worker = link.place;
-        let Message { kind, id, body, fds } = message;
+        let Message {
+            kind,
+            id,
+            head,
+            body,
+            fds,
+        } = message;
+        if !head.is_empty() && kind != kind::VALUE {
+            return Err(format!("sent a message of kind {kind} in two parts"));
+        }
         match kind {
             kind::VALUE => {
+                let (body, tail) = if head.is_empty() {
+                    (body, None)
+                } else {
+                    (head, Some(body))
+                };
                 let nanoseconds =
                     codec::take_u32(&mut &body[..]).ok_or("sent a result without a run time")?;
                 let run_time = Duration::from_nanos(u64::from(nanoseconds));
@@ -789,6 +803,7 @@ impl Core {
                     let reply = Reply {
                         bytes: body,
                         offset: 4,
+                        tail,
                         fds,
                         worker: link.number,
                         pid: link.pid,

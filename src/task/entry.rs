@@ -10,11 +10,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::table;
-use crate::wire::codec::{self, EncodeError};
+use crate::wire::codec::{self, EncodeError, Encoded};
 use crate::wire::message::Failure;
 
-/// Decodes the argument, runs the function, appends the encoded result; at most `limit` bytes of it.
-pub(crate) type RunBlocking = fn(argument: &[u8], result: &mut Vec<u8>, limit: u64) -> Result<(), Failure>;
+/// Decodes the argument, runs the function, appends the encoded result, at most `limit` bytes of it, and says where
+/// its [tail](codec::encode_with_tail) begins.
+pub(crate) type RunBlocking =
+    fn(argument: Encoded<'_>, result: &mut Vec<u8>, limit: u64) -> Result<usize, Failure>;
 
 /// Runs a chunk's elements one after the other. A panic leaves it in the midst of one; the rest is for the next call.
 pub(crate) type RunElements = for<'a> fn(elements: &mut dyn Elements<'a>, limit: u64);
@@ -29,11 +31,12 @@ pub(crate) trait Elements<'a> {
     fn fail(&mut self, failure: &Failure);
 }
 
-/// Runs an async function and encodes its result.
-pub(crate) type AsyncTask = Pin<Box<dyn Future<Output = Result<Vec<u8>, Failure>>>>;
+/// Runs an async function and encodes its result behind what the buffer held, as [`RunBlocking`] does.
+pub(crate) type AsyncTask = Pin<Box<dyn Future<Output = Result<(Vec<u8>, usize), Failure>>>>;
 
 /// Decodes the argument and gives the future that runs the function.
-pub(crate) type RunAsync = fn(argument: &[u8], limit: u64) -> Result<AsyncTask, Failure>;
+pub(crate) type RunAsync =
+    fn(argument: Encoded<'_>, result: Vec<u8>, limit: u64) -> Result<AsyncTask, Failure>;
 
 /// How a task is run.
 #[derive(Clone, Copy)]
@@ -147,16 +150,16 @@ where
 }
 
 #[inline]
-fn run_blocking<F, A, R>(argument: &[u8], result: &mut Vec<u8>, limit: u64) -> Result<(), Failure>
+fn run_blocking<F, A, R>(argument: Encoded<'_>, result: &mut Vec<u8>, limit: u64) -> Result<usize, Failure>
 where
     F: Fn(A) -> R + Copy + 'static,
     A: DeserializeOwned,
     R: Serialize,
 {
     let function = table::conjure::<F>();
-    let argument = codec::decode(argument).map_err(Failure::DecodeArgument)?;
+    let argument = codec::decode_encoded(argument).map_err(Failure::DecodeArgument)?;
     let value = function(argument);
-    codec::encode(&value, result, limit).map_err(encode_failure)
+    codec::encode_with_tail(&value, result, limit).map_err(encode_failure)
 }
 
 fn run_elements<F, A, R>(elements: &mut dyn Elements<'_>, limit: u64)
@@ -169,7 +172,7 @@ where
     while let Some(argument) = elements.next() {
         record.clear();
         let result = codec::push_record(&mut record, |bytes| {
-            run_blocking::<F, A, R>(argument, bytes, limit).map(|()| false)
+            run_blocking::<F, A, R>(argument.into(), bytes, limit).map(|_| false)
         });
         match result {
             Ok(()) => elements.finish(&record),
@@ -178,7 +181,7 @@ where
     }
 }
 
-fn run_async<F, A, T, R>(argument: &[u8], limit: u64) -> Result<AsyncTask, Failure>
+fn run_async<F, A, T, R>(argument: Encoded<'_>, mut result: Vec<u8>, limit: u64) -> Result<AsyncTask, Failure>
 where
     F: Fn(A) -> T + Copy + 'static,
     A: DeserializeOwned,
@@ -186,13 +189,12 @@ where
     R: Serialize,
 {
     let function = table::conjure::<F>();
-    let argument = codec::decode(argument).map_err(Failure::DecodeArgument)?;
+    let argument = codec::decode_encoded(argument).map_err(Failure::DecodeArgument)?;
     let future = function(argument);
     Ok(Box::pin(async move {
         let value = future.await;
-        let mut result = Vec::new();
-        codec::encode(&value, &mut result, limit).map_err(encode_failure)?;
-        Ok(result)
+        let tail = codec::encode_with_tail(&value, &mut result, limit).map_err(encode_failure)?;
+        Ok((result, tail))
     }))
 }
 

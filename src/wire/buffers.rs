@@ -2,19 +2,39 @@
 //!
 //! An allocator gives large memory back to the system as soon as it is freed, and the next message of a mebibyte then
 //! pays for fresh pages what its bytes cost several times over. Each thread keeps a few buffers instead, of a bounded
-//! size.
+//! size. The thread that runs a worker's tasks keeps larger ones while it has something to do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+
+use crate::shared::pages;
 
 /// Smaller buffers are the allocator's business.
 const SMALLEST: usize = 64 * 1024;
 /// Larger buffers are given back: what is kept must not be much beside what a process has anyway.
 const LARGEST: usize = 4 << 20;
+/// What is kept where more is kept, until nothing has been done for a while.
+const LARGEST_WHILE_BUSY: usize = 33 << 20;
 /// Buffers that a thread keeps.
 const MOST: usize = 2;
 
 thread_local! {
     static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static LONGEST: Cell<usize> = const { Cell::new(LARGEST) };
+}
+
+/// Has this thread keep larger buffers too, if it calls [`shed`] when it has had nothing to do for a while.
+pub(crate) fn keep_more() {
+    LONGEST.set(LARGEST_WHILE_BUSY);
+}
+
+/// Whether this thread keeps some that it should not keep for long.
+pub(crate) fn has_more() -> bool {
+    KEPT.with_borrow(|kept| kept.iter().any(|buffer| buffer.capacity() > LARGEST))
+}
+
+/// Gives those back to the system.
+pub(crate) fn shed() {
+    KEPT.with_borrow_mut(|kept| kept.retain(|buffer| buffer.capacity() <= LARGEST));
 }
 
 /// Makes room for `more` bytes behind what `buffer` holds.
@@ -45,12 +65,15 @@ pub(crate) fn take(capacity: usize) -> Vec<u8> {
     {
         return buffer;
     }
-    Vec::with_capacity(capacity)
+    let mut buffer = Vec::with_capacity(capacity);
+    pages::prefer_huge(&mut buffer);
+    buffer
 }
 
 /// Keeps a buffer that is not needed any more, if it is worth it.
 pub(crate) fn give(mut buffer: Vec<u8>) {
-    if !(SMALLEST..=LARGEST).contains(&buffer.capacity()) {
+    let longest = LONGEST.try_with(Cell::get).unwrap_or(LARGEST);
+    if !(SMALLEST..=longest).contains(&buffer.capacity()) {
         return;
     }
     buffer.clear();

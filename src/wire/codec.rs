@@ -2,6 +2,7 @@
 
 use std::any::type_name;
 use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use postcard::ser_flavors::Flavor;
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::buffers;
 use super::depth::{Bounded, DEEPEST, Depth};
+use super::tail::Tail;
 
 /// Why a value could not be encoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +34,12 @@ const FEW: usize = 5;
 struct Limited<'a> {
     bytes: &'a mut Vec<u8>,
     limit: usize,
+    /// Where the last piece that came in one went.
+    last: Range<usize>,
 }
 
 impl Flavor for Limited<'_> {
-    type Output = ();
+    type Output = Range<usize>;
 
     #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
@@ -57,25 +61,51 @@ impl Flavor for Limited<'_> {
             return Ok(());
         }
         buffers::reserve(self.bytes, bytes.len());
+        self.last = self.bytes.len()..self.bytes.len() + bytes.len();
         self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
+    fn finalize(self) -> postcard::Result<Range<usize>> {
+        Ok(self.last)
     }
 }
 
 /// Appends `value` to `bytes`, at most `limit` bytes of it. On an error `bytes` is as it was.
 #[inline]
 pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
+    encode_with_tail(value, bytes, limit).map(drop)
+}
+
+/// The same, and says where in `bytes` the byte string or text begins with which the value ends, their length where
+/// it does not end with one.
+pub(crate) fn encode_with_tail<T: Serialize>(
+    value: &T,
+    bytes: &mut Vec<u8>,
+    limit: u64,
+) -> Result<usize, EncodeError> {
     let start = bytes.len();
     let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
     let result = catch_unwind(AssertUnwindSafe(|| {
-        postcard::serialize_with_flavor(value, Limited { bytes, limit: end })
+        let last = start..start;
+        let bytes = &mut *bytes;
+        postcard::serialize_with_flavor(
+            value,
+            Limited {
+                bytes,
+                limit: end,
+                last,
+            },
+        )
     }));
     let error = match result {
-        Ok(Ok(())) => return Ok(()),
+        Ok(Ok(last)) => {
+            // A text may come in several pieces: the length in front says whether this was all of it.
+            let mut length = [0; 10];
+            let n = put_varint(last.len() as u64, &mut length);
+            let is_tail = last.end == bytes.len() && bytes[start..last.start].ends_with(&length[..n]);
+            return Ok(if is_tail { last.start } else { bytes.len() });
+        }
         Ok(Err(postcard::Error::SerializeBufferFull)) => EncodeError::TooLarge { limit },
         Ok(Err(error)) => EncodeError::Refused(explain::<T>("encode", error)),
         Err(payload) => EncodeError::Refused(format!(
@@ -88,13 +118,66 @@ pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -
     Err(error)
 }
 
+/// A value's bytes as they came: in one piece, or in two where the second was kept apart.
+#[derive(Debug)]
+pub(crate) struct Encoded<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) tail: Option<Vec<u8>>,
+}
+
+impl<'a> From<&'a [u8]> for Encoded<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, tail: None }
+    }
+}
+
+/// Reads a value that fills its bytes, and gives it the second piece as it is where that is a byte string or a text.
+pub(crate) fn decode_encoded<T: DeserializeOwned>(encoded: Encoded<'_>) -> Result<T, String> {
+    let Encoded { bytes, tail } = encoded;
+    let Some(tail) = tail else {
+        return decode(bytes);
+    };
+    let tail = Tail::new(tail);
+    let length = bytes.len() + tail.len();
+    let refused = match decode_from(
+        postcard::Deserializer::from_flavor(tail.behind(bytes)),
+        &tail,
+        length,
+    ) {
+        Err(_) if tail.is_refused() => tail.into_bytes(),
+        decoded => return decoded,
+    };
+    // The types of the two sides see it as something else: bytes may be read as a sequence.
+    let mut whole = buffers::take(length);
+    whole.extend_from_slice(bytes);
+    whole.extend_from_slice(&refused);
+    let decoded = decode(&whole);
+    buffers::give(whole);
+    decoded
+}
+
 /// Reads a value that fills `bytes`: what is left over is an error, for it means that the types differ.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    decode_from(
+        postcard::Deserializer::from_bytes(bytes),
+        &Tail::default(),
+        bytes.len(),
+    )
+}
+
+fn decode_from<'de, T, F>(
+    mut deserializer: postcard::Deserializer<'de, F>,
+    tail: &Tail,
+    length: usize,
+) -> Result<T, String>
+where
+    T: DeserializeOwned,
+    F: postcard::de_flavors::Flavor<'de, Remainder = &'de [u8]>,
+{
     let too_deep = Cell::new(false);
     let decoded = catch_unwind(AssertUnwindSafe(|| {
-        let mut deserializer = postcard::Deserializer::from_bytes(bytes);
-        let value = T::deserialize(Bounded::new(&mut deserializer, Depth::new(&too_deep)))?;
-        Ok((value, deserializer.finalize()?.len()))
+        let value = T::deserialize(Bounded::new(&mut deserializer, Depth::new(&too_deep, tail)))?;
+        Ok((value, deserializer.finalize()?.len() + tail.left_over()))
     }));
     let name = type_name::<T>();
     match decoded {
@@ -103,8 +186,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
             // The value's Drop is the user's code, which may panic like the rest of it.
             drop_quietly(value);
             Err(format!(
-                "cannot decode `{name}`: {rest} of {} bytes are left over; {ADVICE}",
-                bytes.len()
+                "cannot decode `{name}`: {rest} of {length} bytes are left over; {ADVICE}"
             ))
         }
         Ok(Err(_)) if too_deep.get() => Err(format!(

@@ -1,4 +1,4 @@
-//! Decoding with a bound on nesting.
+//! Decoding with a bound on nesting, and with the value's tail given to who wants it.
 //!
 //! Decoding recurses as deep as the bytes say. Without a bound, a few hundred kilobytes from a worker could overflow
 //! the parent's stack, which no process survives. Everything but the nesting is passed on as it is.
@@ -10,22 +10,26 @@ use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
+use super::tail::Tail;
+
 /// Levels that a value may have. An enum's variant with fields is two; an `Option` is none, for no type can nest in
 /// itself by options alone.
 pub(crate) const DEEPEST: usize = 512;
 
-/// How many levels are left, and whether more were asked for.
+/// How many levels are left, whether more were asked for, and what ends the value.
 #[derive(Clone, Copy)]
 pub(crate) struct Depth<'a> {
     left: usize,
     exceeded: &'a Cell<bool>,
+    tail: &'a Tail,
 }
 
 impl<'a> Depth<'a> {
-    pub(crate) fn new(exceeded: &'a Cell<bool>) -> Self {
+    pub(super) fn new(exceeded: &'a Cell<bool>, tail: &'a Tail) -> Self {
         Self {
             left: DEEPEST,
             exceeded,
+            tail,
         }
     }
 
@@ -61,6 +65,16 @@ macro_rules! plain {
     )*};
 }
 
+/// Methods whose visitor may be given the tail.
+macro_rules! in_one_piece {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+            self.depth.tail.ask();
+            self.inner.$method(Bounded::new(visitor, self.depth))
+        }
+    )*};
+}
+
 /// Methods whose visitor is given values inside the value.
 macro_rules! nesting {
     ($($method:ident($($name:ident: $type:ty),*))*) => {$(
@@ -76,9 +90,10 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Bounded<'_, D> {
     plain! {
         deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
         deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128 deserialize_f32
-        deserialize_f64 deserialize_char deserialize_str deserialize_string deserialize_bytes
-        deserialize_byte_buf deserialize_unit deserialize_identifier
+        deserialize_f64 deserialize_char deserialize_unit deserialize_identifier
     }
+
+    in_one_piece! { deserialize_str deserialize_string deserialize_bytes deserialize_byte_buf }
 
     nesting! {
         deserialize_any()
@@ -99,6 +114,10 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Bounded<'_, D> {
     }
 }
 
+fn text<E: Error>(bytes: Vec<u8>) -> Result<String, E> {
+    String::from_utf8(bytes).map_err(E::custom)
+}
+
 macro_rules! visit_plain {
     ($($method:ident: $type:ty)*) => {$(
         fn $method<E: Error>(self, value: $type) -> Result<V::Value, E> {
@@ -117,8 +136,35 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Bounded<'_, V> {
     visit_plain! {
         visit_bool: bool visit_i8: i8 visit_i16: i16 visit_i32: i32 visit_i64: i64 visit_i128: i128
         visit_u8: u8 visit_u16: u16 visit_u32: u32 visit_u64: u64 visit_u128: u128 visit_f32: f32
-        visit_f64: f64 visit_char: char visit_str: &str visit_borrowed_str: &'de str visit_string: String
-        visit_bytes: &[u8] visit_borrowed_bytes: &'de [u8] visit_byte_buf: Vec<u8>
+        visit_f64: f64 visit_char: char visit_string: String visit_byte_buf: Vec<u8>
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<V::Value, E> {
+        match self.depth.tail.take(value.as_bytes()) {
+            Some(tail) => self.inner.visit_string(text(tail)?),
+            None => self.inner.visit_str(value),
+        }
+    }
+
+    fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<V::Value, E> {
+        match self.depth.tail.take(value.as_bytes()) {
+            Some(tail) => self.inner.visit_string(text(tail)?),
+            None => self.inner.visit_borrowed_str(value),
+        }
+    }
+
+    fn visit_bytes<E: Error>(self, value: &[u8]) -> Result<V::Value, E> {
+        match self.depth.tail.take(value) {
+            Some(tail) => self.inner.visit_byte_buf(tail),
+            None => self.inner.visit_bytes(value),
+        }
+    }
+
+    fn visit_borrowed_bytes<E: Error>(self, value: &'de [u8]) -> Result<V::Value, E> {
+        match self.depth.tail.take(value) {
+            Some(tail) => self.inner.visit_byte_buf(tail),
+            None => self.inner.visit_borrowed_bytes(value),
+        }
     }
 
     fn visit_none<E: Error>(self) -> Result<V::Value, E> {

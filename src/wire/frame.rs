@@ -9,14 +9,16 @@
 //! | length | kind | flags | fds  | id      | body …
 //! ```
 //!
-//! All numbers are little endian. `length` counts the body bytes of this frame alone. The first frame of a longer
-//! message begins its body with the message's whole length as a `u64`.
+//! All numbers are little endian. `length` counts what follows in this frame alone. The first frame of a longer
+//! message has the message's whole length as a `u64` in front of its share of the body. That share may be a head,
+//! which the receiver keeps apart, so that the rest lies in memory of its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::OwnedFd;
 
 use super::buffers;
+use crate::shared::pages;
 
 /// Bytes in front of every frame's body.
 pub(crate) const HEADER: usize = 16;
@@ -26,8 +28,13 @@ pub(crate) const CHUNK: usize = 256 * 1024;
 const TOTAL: usize = 8;
 /// Unfinished messages that a peer may have open at once.
 const MAX_PARTIAL: usize = 1024;
-/// What is set aside for a longer message before its bytes have come, for one at a time.
-const RESERVE: u64 = 2 << 20;
+/// What is set aside for a longer message before its bytes have come, for one at a time: addresses, for memory that
+/// is not written costs nothing.
+const RESERVE: u64 = 32 << 20;
+/// What travels as a head at most.
+const LONGEST_HEAD: usize = 4 * 1024;
+/// What is worth a head in front of it.
+const SHORTEST_TAIL: usize = 64 * 1024;
 /// Descriptors that may wait for the frame that claims them.
 const MAX_WAITING_FDS: usize = 1024;
 /// Descriptors that one message may carry: what one `sendmsg` takes on Linux (SCM_MAX_FD).
@@ -35,16 +42,31 @@ pub(crate) const MAX_FDS: usize = 253;
 
 /// More frames of this message follow.
 const MORE: u8 = 1;
-/// The first of several frames: its body begins with the message's length.
+/// The first of several frames: the message's length is in front of its body.
 const FIRST: u8 = 2;
+/// A first frame whose body is the message's head.
+const HEAD: u8 = 4;
 
 /// A whole message, as it left the other side.
 #[derive(Debug)]
 pub(crate) struct Message {
     pub(crate) kind: u8,
     pub(crate) id: u64,
+    /// What the sender wanted to be kept apart from the rest; most often nothing.
+    pub(crate) head: Vec<u8>,
     pub(crate) body: Vec<u8>,
     pub(crate) fds: Vec<OwnedFd>,
+}
+
+impl Message {
+    /// Where the message begins: the head if it has one.
+    pub(crate) fn start(&self) -> &[u8] {
+        if self.head.is_empty() {
+            &self.body
+        } else {
+            &self.head
+        }
+    }
 }
 
 /// Bytes that are no frames. The connection is of no use after one.
@@ -94,6 +116,8 @@ impl fmt::Display for FrameError {
 pub(crate) struct Outgoing {
     kind: u8,
     bytes: Vec<u8>,
+    /// Bytes of the body that are its head.
+    head: usize,
     fds: Vec<OwnedFd>,
 }
 
@@ -107,7 +131,20 @@ impl Outgoing {
     /// `bytes` must begin with [`HEADER`] bytes of room.
     pub(crate) fn new(kind: u8, bytes: Vec<u8>, fds: Vec<OwnedFd>) -> Self {
         debug_assert!(bytes.len() >= HEADER);
-        Self { kind, bytes, fds }
+        Self {
+            kind,
+            bytes,
+            head: 0,
+            fds,
+        }
+    }
+
+    /// Has the first `head` bytes of the body kept apart from the rest where it arrives, if that is worth it.
+    pub(crate) fn with_head(mut self, head: usize) -> Self {
+        if head <= LONGEST_HEAD && self.body().len() >= head + SHORTEST_TAIL {
+            self.head = head;
+        }
+        self
     }
 
     /// A buffer with room for the header, to encode a body into.
@@ -131,14 +168,14 @@ impl Outgoing {
 
     /// Bytes that the message takes on the wire, headers included.
     pub(crate) fn wire_length(&self) -> u64 {
-        let frames = self.body().len().div_ceil(CHUNK).max(1);
+        let frames = (self.body().len() - self.head).div_ceil(CHUNK).max(1) + usize::from(self.head > 0);
         let total = if self.is_single() { 0 } else { TOTAL };
         (self.body().len() + frames * HEADER + total) as u64
     }
 
     /// Whether the message is one frame.
     pub(crate) fn is_single(&self) -> bool {
-        self.body().len() <= CHUNK
+        self.head == 0 && self.body().len() <= CHUNK
     }
 
     /// Appends the message's only frame.
@@ -151,16 +188,16 @@ impl Outgoing {
     /// The header of the frame whose body begins at `offset`, and how many body bytes belong to it.
     pub(crate) fn frame_at(&self, id: u64, offset: usize) -> (Prefix, usize) {
         let total = self.body().len();
-        let length = (total - offset).min(CHUNK);
+        let is_head = offset < self.head;
+        let length = if is_head {
+            self.head
+        } else {
+            (total - offset).min(CHUNK)
+        };
         let more = offset + length < total;
         if offset == 0 && more {
-            let mut prefix = Prefix::new(&header(
-                length + TOTAL,
-                self.kind,
-                FIRST | MORE,
-                self.fds.len(),
-                id,
-            ));
+            let flags = FIRST | MORE | if is_head { HEAD } else { 0 };
+            let mut prefix = Prefix::new(&header(length + TOTAL, self.kind, flags, self.fds.len(), id));
             prefix.push(&(total as u64).to_le_bytes());
             (prefix, length)
         } else {
@@ -212,10 +249,17 @@ pub(crate) fn header(length: usize, kind: u8, flags: u8, fds: usize, id: u64) ->
 /// A message of which some frames have come.
 #[derive(Debug)]
 struct Partial {
-    /// The length of the whole; `None` until the first of several frames has told it.
-    total: Option<u64>,
+    /// The length of the whole.
+    total: u64,
+    head: Vec<u8>,
     body: Vec<u8>,
     fds: Vec<OwnedFd>,
+}
+
+impl Partial {
+    fn length(&self) -> u64 {
+        (self.head.len() + self.body.len()) as u64
+    }
 }
 
 /// The frame whose body is being read.
@@ -224,6 +268,7 @@ struct Current {
     kind: u8,
     id: u64,
     more: bool,
+    is_head: bool,
     /// Body bytes of this frame that have not come yet.
     remaining: usize,
     partial: Partial,
@@ -236,7 +281,7 @@ struct Current {
 #[derive(Debug)]
 pub(crate) struct Decoder {
     limit: u64,
-    header: [u8; HEADER],
+    header: [u8; HEADER + TOTAL],
     header_len: usize,
     current: Option<Current>,
     partial: HashMap<(u8, u64), Partial>,
@@ -248,7 +293,7 @@ impl Decoder {
     pub(crate) fn new(limit: u64) -> Self {
         Self {
             limit,
-            header: [0; HEADER],
+            header: [0; HEADER + TOTAL],
             header_len: 0,
             current: None,
             partial: HashMap::new(),
@@ -276,7 +321,11 @@ impl Decoder {
             if let Some(mut current) = self.current.take() {
                 let taken = current.remaining.min(input.len());
                 let (bytes, rest) = input.split_at(taken);
-                current.partial.body.extend_from_slice(bytes);
+                if current.is_head {
+                    current.partial.head.extend_from_slice(bytes);
+                } else {
+                    current.partial.body.extend_from_slice(bytes);
+                }
                 current.remaining -= taken;
                 *input = rest;
                 if current.remaining > 0 {
@@ -288,7 +337,7 @@ impl Decoder {
                 }
                 continue;
             }
-            let taken = (HEADER - self.header_len).min(input.len());
+            let taken = (self.header_length() - self.header_len).min(input.len());
             let (bytes, rest) = input.split_at(taken);
             self.header[self.header_len..self.header_len + taken].copy_from_slice(bytes);
             self.header_len += taken;
@@ -296,14 +345,33 @@ impl Decoder {
             if self.header_len < HEADER {
                 return Ok(None);
             }
+            if self.header_len == HEADER {
+                self.check_header()?;
+            }
+            // A first frame's header is longer than others.
+            if self.header_len < self.header_length() {
+                if input.is_empty() {
+                    return Ok(None);
+                }
+                continue;
+            }
             self.begin_frame()?;
         }
     }
 
+    /// Bytes in front of the body of the frame that begins, as far as they have told it.
+    fn header_length(&self) -> usize {
+        if self.header_len >= HEADER && self.header[5] & FIRST != 0 {
+            HEADER + TOTAL
+        } else {
+            HEADER
+        }
+    }
+
     /// The buffer into which the next bytes can be read directly, and how many belong there at most: the body of
-    /// the frame that is being read. `None` where a header comes next.
+    /// the frame that is being read. There is room for them. `None` where a header or a head comes next.
     pub(crate) fn body_buffer(&mut self) -> Option<(&mut Vec<u8>, usize)> {
-        let current = self.current.as_mut()?;
+        let current = self.current.as_mut().filter(|current| !current.is_head)?;
         Some((&mut current.partial.body, current.remaining))
     }
 
@@ -320,54 +388,76 @@ impl Decoder {
         self.end_frame(current)
     }
 
-    fn begin_frame(&mut self) -> Result<(), FrameError> {
-        let h = &self.header;
-        let length = u32::from_le_bytes([h[0], h[1], h[2], h[3]]) as usize;
-        let (kind, flags) = (h[4], h[5]);
-        let claimed = usize::from(u16::from_le_bytes([h[6], h[7]]));
-        let id = u64::from_le_bytes([h[8], h[9], h[10], h[11], h[12], h[13], h[14], h[15]]);
+    /// Refuses a header that cannot be one, as soon as it has come.
+    fn check_header(&self) -> Result<(), FrameError> {
+        let Header {
+            length, flags, id, ..
+        } = self.header();
         let first = flags & FIRST != 0;
-        let more = flags & MORE != 0;
-        if flags & !(FIRST | MORE) != 0 || (first && !more) {
+        if flags & !(FIRST | MORE | HEAD) != 0
+            || (first && flags & MORE == 0)
+            || (!first && flags & HEAD != 0)
+        {
             return Err(FrameError::Flags(flags));
         }
-        let longest = CHUNK + if first { TOTAL } else { 0 };
+        if first && length < TOTAL {
+            return Err(FrameError::Short { id });
+        }
+        let longest = match flags {
+            _ if flags & HEAD != 0 => LONGEST_HEAD + TOTAL,
+            _ if first => CHUNK + TOTAL,
+            _ => CHUNK,
+        };
         if length > longest {
             return Err(FrameError::Oversized {
                 length: length as u64,
                 limit: longest as u64,
             });
         }
-        if first && length < TOTAL {
-            return Err(FrameError::Short { id });
+        if first && self.partial.contains_key(&(self.header[4], id)) {
+            return Err(FrameError::Duplicate { id });
         }
+        Ok(())
+    }
+
+    fn header(&self) -> Header {
+        let h = &self.header;
+        Header {
+            length: u32::from_le_bytes([h[0], h[1], h[2], h[3]]) as usize,
+            kind: h[4],
+            flags: h[5],
+            fds: usize::from(u16::from_le_bytes([h[6], h[7]])),
+            id: u64::from_le_bytes([h[8], h[9], h[10], h[11], h[12], h[13], h[14], h[15]]),
+        }
+    }
+
+    fn begin_frame(&mut self) -> Result<(), FrameError> {
+        let Header {
+            length,
+            kind,
+            flags,
+            fds: claimed,
+            id,
+        } = self.header();
+        let more = flags & MORE != 0;
+        let is_head = flags & HEAD != 0;
         self.header_len = 0;
-        // Nearly always there is none, which is not worth a search.
-        let begun = match self.partial.is_empty() {
-            true => None,
-            false => self.partial.remove(&(kind, id)),
-        };
-        let mut partial = match begun {
-            Some(_) if first => return Err(FrameError::Duplicate { id }),
-            Some(partial) => partial,
-            None if first => Partial {
-                total: None,
-                body: buffers::take(length),
-                fds: Vec::new(),
-            },
-            None if more => return Err(FrameError::Orphan { id }),
-            None => {
-                if length as u64 > self.limit {
-                    return Err(FrameError::Oversized {
-                        length: length as u64,
-                        limit: self.limit,
-                    });
-                }
-                Partial {
-                    total: Some(length as u64),
-                    body: buffers::take(length),
-                    fds: Vec::new(),
-                }
+        let (mut partial, length) = if flags & FIRST != 0 {
+            let mut total = [0; TOTAL];
+            total.copy_from_slice(&self.header[HEADER..]);
+            let length = length - TOTAL;
+            let head = if is_head { length } else { 0 };
+            (self.begin_message(u64::from_le_bytes(total), head)?, length)
+        } else {
+            // Nearly always there is none, which is not worth a search.
+            let begun = match self.partial.is_empty() {
+                true => None,
+                false => self.partial.remove(&(kind, id)),
+            };
+            match begun {
+                Some(partial) => (partial, length),
+                None if more => return Err(FrameError::Orphan { id }),
+                None => (self.begin_message(length as u64, 0)?, length),
             }
         };
         if claimed > 0 {
@@ -382,20 +472,40 @@ impl Decoder {
             }
             partial.fds.extend(self.fds.drain(..claimed));
         }
-        if partial
-            .total
-            .is_some_and(|total| (partial.body.len() + length) as u64 > total)
-        {
+        let Some(missing) = partial.total.checked_sub(partial.length() + length as u64) else {
             return Err(FrameError::Overrun { id });
+        };
+        if !is_head {
+            grow(&mut partial.body, length, missing);
         }
         self.current = Some(Current {
             kind,
             id,
             more,
+            is_head,
             remaining: length,
             partial,
         });
         Ok(())
+    }
+
+    /// What is kept of a message of `total` bytes of which nothing has come, the first `head` of them being its head.
+    fn begin_message(&self, total: u64, head: usize) -> Result<Partial, FrameError> {
+        if total > self.limit {
+            return Err(FrameError::Oversized {
+                length: total,
+                limit: self.limit,
+            });
+        }
+        // So that a body of a usual size never grows. A longer one grows with what arrives, and so do those that
+        // come at the same time, for a claim costs the peer nothing.
+        let reserved = if self.partial.is_empty() { RESERVE } else { 0 };
+        Ok(Partial {
+            total,
+            head: Vec::with_capacity(head),
+            body: buffers::take(total.saturating_sub(head as u64).min(reserved) as usize),
+            fds: Vec::new(),
+        })
     }
 
     fn end_frame(&mut self, current: Current) -> Result<Option<Message>, FrameError> {
@@ -403,33 +513,9 @@ impl Decoder {
             kind,
             id,
             more,
-            mut partial,
+            partial,
             ..
         } = current;
-        let total = match partial.total {
-            Some(total) => total,
-            None => {
-                let mut total = [0; TOTAL];
-                total.copy_from_slice(&partial.body[..TOTAL]);
-                partial.body.drain(..TOTAL);
-                let total = u64::from_le_bytes(total);
-                if total > self.limit {
-                    return Err(FrameError::Oversized {
-                        length: total,
-                        limit: self.limit,
-                    });
-                }
-                let Some(missing) = total.checked_sub(partial.body.len() as u64) else {
-                    return Err(FrameError::Overrun { id });
-                };
-                // So that a body of a usual size grows once. A longer one grows with what arrives, and so do those
-                // that come at the same time, for a claim costs the peer nothing.
-                if self.partial.is_empty() {
-                    partial.body.reserve_exact(missing.min(RESERVE) as usize);
-                }
-                *partial.total.insert(total)
-            }
-        };
         if more {
             if self.partial.len() >= MAX_PARTIAL {
                 return Err(FrameError::TooManyPartial);
@@ -437,15 +523,34 @@ impl Decoder {
             self.partial.insert((kind, id), partial);
             return Ok(None);
         }
-        if (partial.body.len() as u64) < total {
+        if partial.length() < partial.total {
             return Err(FrameError::Short { id });
         }
         Ok(Some(Message {
             kind,
             id,
+            head: partial.head,
             body: partial.body,
             fds: partial.fds,
         }))
+    }
+}
+
+/// What stands in front of every frame.
+struct Header {
+    length: usize,
+    kind: u8,
+    flags: u8,
+    fds: usize,
+    id: u64,
+}
+
+/// Makes room for `more` bytes in a body to which `missing` are still to come behind them.
+fn grow(body: &mut Vec<u8>, more: usize, missing: u64) {
+    if body.capacity() - body.len() < more {
+        let ahead = missing.min((body.len() + more) as u64) as usize;
+        body.reserve_exact(more + ahead);
+        pages::prefer_huge(body);
     }
 }
 

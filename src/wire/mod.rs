@@ -9,6 +9,7 @@ pub(crate) mod frame;
 pub(crate) mod message;
 pub(crate) mod codec;
 pub(crate) mod depth;
+mod tail;
 pub(crate) mod attachments;
 pub(crate) mod transport;
 pub(crate) mod mark;

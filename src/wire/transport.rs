@@ -11,6 +11,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair, sockopt,
 };
 
+use crate::shared::pages;
+
 use super::frame::{Decoder, FrameError, MAX_FDS, Message, Outgoing, Prefix};
 
 /// What one `recvmsg` takes at most, unless it reads the body of a large frame.
@@ -303,14 +305,9 @@ impl Receiver {
         if let Some((body, remaining)) = self.decoder.body_buffer()
             && remaining >= DIRECT
         {
-            let start = body.len();
-            body.resize(start + remaining, 0);
-            let result = retry(|| rustix::net::recv(fd, &mut body[start..], flags));
-            let n = result.as_ref().map_or(0, |&(n, _)| n);
-            body.truncate(start + n);
-            return match result {
-                Ok((0, _)) => Ok(Received::End),
-                Ok((n, _)) => {
+            return match retry(|| pages::receive(fd, body, remaining, flags)) {
+                Ok(0) => Ok(Received::End),
+                Ok(n) => {
                     self.total += n as u64;
                     self.ready = self.decoder.body_read(n).map_err(invalid)?;
                     Ok(Received::Bytes { more: n == remaining })

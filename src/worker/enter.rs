@@ -25,6 +25,7 @@ use crate::shared::ledger::Ledger;
 use crate::shared::{c_stdout, dispositions};
 use crate::task::entry::Run;
 use crate::task::table;
+use crate::wire::buffers;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
@@ -145,6 +146,10 @@ fn work(depth: u32) -> io::Result<()> {
         max_frame_size: welcome.max_frame_size,
     };
     let footprint = Footprint::new(welcome.measures_memory);
+    // Memory that is counted is for tasks alone.
+    if welcome.limits.memory.is_none() && !welcome.measures_memory {
+        buffers::keep_more();
+    }
     let lanes = welcome.tasks_per_worker;
     serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
     replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
@@ -198,8 +203,8 @@ fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
         return Err(InitFailure::Task(Failure::UnknownTask(row)));
     };
     let mut result = Vec::new();
-    let outcome: Result<(), String> = match panic::catch(|| run(argument, &mut result, u64::MAX)) {
-        Ok(Ok(())) => codec::decode(&result).map_err(InitFailure::Setup)?,
+    let outcome: Result<(), String> = match panic::catch(|| run(argument.into(), &mut result, u64::MAX)) {
+        Ok(Ok(_)) => codec::decode(&result).map_err(InitFailure::Setup)?,
         Ok(Err(failure)) => return Err(InitFailure::Task(failure)),
         Err(panic) => return Err(InitFailure::Task(Failure::Panicked(panic))),
     };

@@ -12,7 +12,7 @@ use crate::task::entry::{AsyncTask, Elements, Entry, Run};
 use crate::task::table;
 use crate::wire::attachments;
 use crate::wire::buffers;
-use crate::wire::codec::{message_bytes, push_record, take_record, take_u32};
+use crate::wire::codec::{Encoded, message_bytes, push_record, take_record, take_u32};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Failure, kind};
 
@@ -29,7 +29,7 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) entry: Entry,
-    /// Where the argument begins in the message's body, or the records of a chunk.
+    /// Where the argument begins in the message, or the records of a chunk.
     arguments: usize,
     pub(super) message: Message,
     /// When it started.
@@ -39,14 +39,15 @@ pub(super) struct Prepared {
 impl Prepared {
     /// Looks the task up. A row that the table does not have is the reply.
     pub(super) fn new(message: Message, began: u64) -> Result<Self, (Message, Reply)> {
-        let mut rest = &message.body[..];
+        let start = message.start();
+        let mut rest = start;
         let Some(row) = take_u32(&mut rest) else {
             return Err((message, failure_reply(&Failure::UnknownTask(u32::MAX))));
         };
         match table::entry(row) {
             Some(entry) if !matches!(entry.run, Run::Never) => Ok(Self {
                 entry,
-                arguments: message.body.len() - rest.len(),
+                arguments: start.len() - rest.len(),
                 message,
                 began,
             }),
@@ -54,8 +55,21 @@ impl Prepared {
         }
     }
 
-    fn argument(&self) -> &[u8] {
+    fn arguments(&self) -> &[u8] {
         &self.message.body[self.arguments..]
+    }
+
+    /// The argument of a single task, its tail out of the message.
+    fn argument(&mut self) -> Encoded<'_> {
+        let Message { head, body, .. } = &mut self.message;
+        if head.is_empty() {
+            Encoded::from(&body[self.arguments..])
+        } else {
+            Encoded {
+                bytes: &head[self.arguments..],
+                tail: Some(std::mem::take(body)),
+            }
+        }
     }
 }
 
@@ -69,19 +83,19 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
         Run::Blocking { one: run, .. } => attachments::collect(|| {
             attachments::provide(fds, || {
                 flatten(panic::catch(|| {
-                    run(task.argument(), &mut bytes, limits.max_frame_size)
+                    let tail = run(task.argument(), &mut bytes, limits.max_frame_size)?;
+                    Ok((bytes, tail))
                 }))
             })
         }),
         Run::Async(start) => {
             let started = attachments::provide(fds, || {
-                flatten(panic::catch(|| start(task.argument(), limits.max_frame_size)))
+                flatten(panic::catch(|| {
+                    start(task.argument(), bytes, limits.max_frame_size)
+                }))
             });
             match started {
-                Ok(future) => {
-                    let (result, fds) = guarded(future).await;
-                    (result.map(|encoded| bytes.extend_from_slice(&encoded)), fds)
-                }
+                Ok(future) => guarded(future).await,
                 Err(failure) => (Err(failure), Vec::new()),
             }
         }
@@ -89,7 +103,7 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
     };
     buffers::give(task.message.body);
     match result {
-        Ok(()) => value_reply(bytes, task.began, fds),
+        Ok((bytes, tail)) => value_reply(bytes, tail, task.began, fds),
         Err(failure) => failure_reply(&failure),
     }
 }
@@ -111,12 +125,14 @@ pub(super) async fn run_chunk(
         Run::Async(start) => {
             let mut record = Vec::new();
             while let Some(argument) = chunk.next() {
-                let encoded = match flatten(panic::catch(|| start(argument, limits.max_frame_size))) {
+                let encoded = match flatten(panic::catch(|| {
+                    start(argument.into(), Vec::new(), limits.max_frame_size)
+                })) {
                     Ok(future) => guarded(future).await.0,
                     Err(failure) => Err(failure),
                 };
                 record.clear();
-                let pushed = encoded.and_then(|encoded| {
+                let pushed = encoded.and_then(|(encoded, _)| {
                     push_record(&mut record, |bytes| {
                         bytes.extend_from_slice(&encoded);
                         Ok(false)
@@ -161,7 +177,7 @@ enum ChunkState {
 
 impl<'a> Chunk<'a> {
     fn new(task: &'a Prepared, replies: &'a Replies, lane: usize) -> Self {
-        let mut arguments = task.argument();
+        let mut arguments = task.arguments();
         let count = take_u32(&mut arguments).unwrap_or(0);
         Self {
             id: task.message.id,
@@ -245,7 +261,7 @@ pub(super) fn chunk_reply(end: u8, began: u64, dropped: Option<u64>) -> Reply {
 }
 
 /// Polls an async task with its panics caught and the descriptors in its result collected.
-async fn guarded(mut future: AsyncTask) -> (Result<Vec<u8>, Failure>, Vec<OwnedFd>) {
+async fn guarded(mut future: AsyncTask) -> (Result<(Vec<u8>, usize), Failure>, Vec<OwnedFd>) {
     let mut collected = Vec::new();
     let result = poll_fn(|context| {
         let (polled, fds) = attachments::collect(|| panic::catch(|| future.as_mut().poll(context)));
@@ -278,11 +294,11 @@ fn result_buffer() -> Vec<u8> {
     bytes
 }
 
-fn value_reply(mut bytes: Vec<u8>, began: u64, fds: Vec<OwnedFd>) -> Reply {
+fn value_reply(mut bytes: Vec<u8>, tail: usize, began: u64, fds: Vec<OwnedFd>) -> Reply {
     let nanoseconds = u32::try_from(clock().saturating_sub(began)).unwrap_or(u32::MAX);
     let room = Outgoing::buffer(0).len();
     bytes[room..room + 4].copy_from_slice(&nanoseconds.to_le_bytes());
-    Outgoing::new(kind::VALUE, bytes, fds)
+    Outgoing::new(kind::VALUE, bytes, fds).with_head(tail - room)
 }
 
 /// The reply of a task that failed.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -85,7 +85,7 @@ impl Inbox {
                     return Ok(Next::Revoked(task.id));
                 }
                 // Under the lock: a recall must see a task either here or started, never in between.
-                ledger.set_row(take_u32(&mut &task.body[..]).unwrap_or(u32::MAX));
+                ledger.set_row(take_u32(&mut task.start()).unwrap_or(u32::MAX));
                 let now = clock();
                 ledger.start(lane, task.id, now);
                 // The parent revokes and then looks what has started: it sees this, or this sees that.
@@ -113,11 +113,12 @@ impl Inbox {
         looks.begin() && looks.look(|| (ledger.rings() != rings).then_some(())).is_some()
     }
 
-    /// Waits, without the lock, until something has come or the parent is gone.
-    pub(super) fn wait(&self) -> io::Result<()> {
+    /// Waits, without the lock, until something has come or the parent is gone; `false` when `most` has passed.
+    pub(super) fn wait(&self, most: Option<&Timespec>) -> io::Result<bool> {
         let mut fds = [PollFd::new(&self.connection, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
+        match poll(&mut fds, most) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::INTR) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }

@@ -13,6 +13,7 @@ use std::thread::{self, Thread};
 
 use futures::future::{AbortHandle, Abortable};
 use futures::stream::{FuturesUnordered, Stream};
+use rustix::event::Timespec;
 use tokio::io::Interest;
 use tokio::runtime::{Builder, Runtime};
 
@@ -29,9 +30,16 @@ use super::{current, marks};
 use crate::shared::ledger::clock;
 use crate::shared::watched::watch;
 use crate::task::entry::Run;
+use crate::wire::buffers;
 use crate::wire::codec::{message_bytes, take_u32};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Failure, kind};
+
+/// How long an idle worker keeps large buffers.
+const KEEPS: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 /// Async tasks that run, so that the watcher can stop them.
 #[derive(Debug, Default)]
@@ -79,7 +87,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
             Next::Task(message, began, company) => {
                 adopted::tasks_run(true);
                 let id = message.id;
-                let row = take_u32(&mut &message.body[..]).unwrap_or(u32::MAX);
+                let row = take_u32(&mut message.start()).unwrap_or(u32::MAX);
                 current::set_only(id, company);
                 let reply = match Prepared::new(message, began) {
                     Ok(task) => {
@@ -112,7 +120,10 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
             Next::Empty(rings) => {
                 replies.flush()?;
                 if !inbox.look(replies.ledger(), rings) {
-                    inbox.wait()?;
+                    let most = buffers::has_more().then_some(&KEEPS);
+                    if !inbox.wait(most)? {
+                        buffers::shed();
+                    }
                 }
             }
             Next::Shutdown => return Ok(()),

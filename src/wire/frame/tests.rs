@@ -10,15 +10,16 @@ use super::*;
 
 const LIMIT: u64 = 1 << 30;
 
-/// What a decoder may hold beyond twice the bytes that have come: the frame that is being read, what it sets aside for
-/// one longer message, and its table of unfinished messages.
-const BOUND: usize = CHUNK + TOTAL + RESERVE as usize + 512 * 1024;
+/// What a decoder may hold beyond twice the bytes that have come: twice the frame that is being read, what it sets
+/// aside for one longer message, and its table of unfinished messages.
+const BOUND: usize = 2 * CHUNK + RESERVE as usize + 512 * 1024;
 
 /// A message as plain data; `fds` are positions in the row of all descriptors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Plain {
     kind: u8,
     id: u64,
+    head: Vec<u8>,
     body: Vec<u8>,
     fds: Vec<usize>,
 }
@@ -40,15 +41,17 @@ fn streams() -> impl Strategy<Value = Stream> {
         vec(any::<u8>(), 0..60),
         0..3_usize,
         vec(any::<Index>(), 0..4),
+        any::<bool>(),
     );
     (vec(message, 0..6), vec(any::<Index>(), 40)).prop_map(|(messages, turns)| {
         let mut open: Vec<(Plain, usize, VecDeque<Vec<u8>>)> = Vec::new();
-        for (id, (kind, body, fds, cuts)) in messages.into_iter().enumerate() {
+        for (id, (kind, mut body, fds, cuts, has_head)) in messages.into_iter().enumerate() {
             let id = id as u64;
-            let frames = frames(kind, id, &body, fds, &cuts);
+            let (frames, head) = frames(kind, id, &body, fds, &cuts, has_head);
             let plain = Plain {
                 kind,
                 id,
+                head: body.drain(..head).collect(),
                 body,
                 fds: Vec::new(),
             };
@@ -76,18 +79,27 @@ fn streams() -> impl Strategy<Value = Stream> {
     })
 }
 
-/// A message's frames, shorter than this crate sends them.
-fn frames(kind: u8, id: u64, body: &[u8], fds: usize, cuts: &[Index]) -> VecDeque<Vec<u8>> {
+/// A message's frames, shorter than this crate sends them, and how many bytes of it are its head.
+fn frames(
+    kind: u8,
+    id: u64,
+    body: &[u8],
+    fds: usize,
+    cuts: &[Index],
+    has_head: bool,
+) -> (VecDeque<Vec<u8>>, usize) {
     let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
     ends.sort_unstable();
     ends.push(body.len());
     let mut start = 0;
     let last = ends.len() - 1;
+    let head = if has_head && last > 0 { ends[0] } else { 0 };
     let frames = ends.into_iter().enumerate().map(|(number, end)| {
         let piece = &body[std::mem::replace(&mut start, end)..end];
         let fds = if number == 0 { fds } else { 0 };
         let flags = match number {
             _ if last == 0 => 0,
+            0 if has_head => FIRST | MORE | HEAD,
             0 => FIRST | MORE,
             number if number < last => MORE,
             _ => 0,
@@ -97,7 +109,7 @@ fn frames(kind: u8, id: u64, body: &[u8], fds: usize, cuts: &[Index]) -> VecDequ
         let header = header(total.len() + piece.len(), kind, flags, fds, id);
         [&header, total, piece].concat()
     });
-    frames.collect()
+    (frames.collect(), head)
 }
 
 /// Feeds the pieces, in either of the two ways in which bytes can come, and gives the messages that they make.
@@ -135,7 +147,8 @@ fn descriptors(n: usize) -> Vec<OwnedFd> {
 /// Bytes of memory that a decoder has allocated, roughly.
 fn held(decoder: &Decoder) -> usize {
     let fds = |fds: usize| fds * size_of::<OwnedFd>();
-    let partial = |partial: &Partial| partial.body.capacity() + fds(partial.fds.capacity());
+    let partial =
+        |partial: &Partial| partial.head.capacity() + partial.body.capacity() + fds(partial.fds.capacity());
     decoder
         .current
         .as_ref()
@@ -149,7 +162,14 @@ fn held(decoder: &Decoder) -> usize {
 fn hostile_pieces() -> impl Strategy<Value = Vec<u8>> {
     let length = prop_oneof![
         4 => 0..64_usize,
-        1 => select(vec![CHUNK, CHUNK + TOTAL, CHUNK + TOTAL + 1, u32::MAX as usize]),
+        1 => select(vec![
+            LONGEST_HEAD + TOTAL,
+            LONGEST_HEAD + TOTAL + 1,
+            CHUNK,
+            CHUNK + TOTAL,
+            CHUNK + TOTAL + 1,
+            u32::MAX as usize,
+        ]),
     ];
     let total = prop_oneof![
         0..64_u64,
@@ -158,7 +178,7 @@ fn hostile_pieces() -> impl Strategy<Value = Vec<u8>> {
     let frame = (
         length,
         0..2_u8,
-        0..5_u8,
+        0..9_u8,
         prop_oneof![9 => Just(0), 1 => 0..3_usize],
         0..6_u64,
         total,
@@ -189,9 +209,9 @@ proptest! {
         let messages = decode(&mut decoder, &stream.bytes, &cuts, direct).unwrap();
         let messages: Vec<Plain> = messages
             .into_iter()
-            .map(|Message { kind, id, body, fds }| {
+            .map(|Message { kind, id, head, body, fds }| {
                 let position = |fd: OwnedFd| numbers.iter().position(|&number| number == fd.as_raw_fd()).unwrap();
-                Plain { kind, id, body, fds: fds.into_iter().map(position).collect() }
+                Plain { kind, id, head, body, fds: fds.into_iter().map(position).collect() }
             })
             .collect();
         prop_assert_eq!(messages, stream.messages);
@@ -209,7 +229,7 @@ proptest! {
             prop_assert!(messages.len() < stream.messages.len());
         }
         for (message, expected) in messages.iter().zip(&stream.messages) {
-            prop_assert_eq!(&message.body, &expected.body);
+            prop_assert_eq!((&message.head, &message.body), (&expected.head, &expected.body));
         }
     }
 
@@ -255,7 +275,10 @@ proptest! {
         length in prop_oneof![
             0..100_usize,
             select(vec![CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1, 3 * CHUNK]),
+            select(vec![SHORTEST_TAIL - 1, SHORTEST_TAIL, SHORTEST_TAIL + 1, SHORTEST_TAIL + LONGEST_HEAD]),
+            SHORTEST_TAIL..SHORTEST_TAIL + LONGEST_HEAD,
         ],
+        head in prop_oneof![0..40_usize, select(vec![LONGEST_HEAD - 1, LONGEST_HEAD, LONGEST_HEAD + 1])],
         kind: u8,
         id: u64,
         cuts in vec(any::<Index>(), 0..6),
@@ -263,7 +286,8 @@ proptest! {
     ) {
         let mut bytes = Outgoing::buffer(length);
         bytes.extend((0..length).map(|n| (n / 7) as u8));
-        let outgoing = Outgoing::new(kind, bytes, Vec::new());
+        let outgoing = Outgoing::new(kind, bytes, Vec::new()).with_head(head);
+        let has_head = head > 0 && head <= LONGEST_HEAD && length >= head + SHORTEST_TAIL;
         let mut wire = Vec::new();
         if outgoing.is_single() {
             outgoing.append_single(id, &mut wire);
@@ -285,7 +309,8 @@ proptest! {
         let message = messages.pop().unwrap();
         prop_assert!(messages.is_empty());
         prop_assert_eq!((message.kind, message.id), (kind, id));
-        prop_assert!(message.body == outgoing.body());
+        prop_assert_eq!(message.head.len(), if has_head { head } else { 0 });
+        prop_assert!([message.head, message.body].concat() == outgoing.body());
     }
 }
 
@@ -309,6 +334,15 @@ fn bytes_that_are_no_frames_are_told_apart() {
     let cases = [
         (frame(8, 1, 0), FrameError::Flags(8)),
         (frame(FIRST, 1, 8), FrameError::Flags(FIRST)),
+        (frame(HEAD, 1, 0), FrameError::Flags(HEAD)),
+        (frame(HEAD | MORE, 1, 0), FrameError::Flags(HEAD | MORE)),
+        (
+            header(LONGEST_HEAD + TOTAL + 1, 1, FIRST | MORE | HEAD, 0, 1).to_vec(),
+            FrameError::Oversized {
+                length: (LONGEST_HEAD + TOTAL + 1) as u64,
+                limit: (LONGEST_HEAD + TOTAL) as u64,
+            },
+        ),
         (frame(0, 1, 101), FrameError::Oversized { length: 101, limit }),
         (
             header(CHUNK + 1, 1, 0, 0, 1).to_vec(),

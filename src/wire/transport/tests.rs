@@ -49,12 +49,12 @@ fn message(id: u64, (length, fds): Shape) -> Outgoing {
             .unwrap();
         file
     });
-    Outgoing::new(3, bytes, fds.collect())
+    Outgoing::new(3, bytes, fds.collect()).with_head(id as usize % 3 * 5)
 }
 
 fn assert_is(message: Message, id: u64, (length, fds): Shape) {
     assert_eq!((message.kind, message.id), (3, id));
-    assert!(message.body == body(id, length));
+    assert!([message.head, message.body].concat() == body(id, length));
     assert_eq!(message.fds.len(), fds);
     for (n, fd) in message.fds.into_iter().enumerate() {
         let mut label = [0; 2];
