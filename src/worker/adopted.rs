@@ -12,9 +12,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, getpid, pidfd_open, waitid};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use crate::process::descendants::{Stat, can_see, children};
 
@@ -26,12 +28,12 @@ const SELDOM: Duration = Duration::from_secs(5);
 const OFTEN: Duration = Duration::from_secs(1);
 
 /// Odd while tasks may run, the initializer among them, and even between them.
-static PHASE: AtomicU64 = AtomicU64::new(1);
+static PHASE: AtomicU64 = AtomicU64::new(0);
 
-/// Nobody looks any more until this worker has a task again.
-static RESTS: AtomicBool = AtomicBool::new(false);
-/// What a resting undertaker is woken by.
-static WAKE: OnceLock<OwnedFd> = OnceLock::new();
+/// No look is due before this worker has a task.
+static RESTS: AtomicBool = AtomicBool::new(true);
+/// What says when a look is due. Whoever sets it wakes nobody.
+static TIMER: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Takes note of whether tasks run here from now on.
 pub(super) fn tasks_run(run: bool) {
@@ -45,11 +47,20 @@ pub(super) fn tasks_run(run: bool) {
     if run
         && RESTS.load(Ordering::SeqCst)
         && RESTS.swap(false, Ordering::SeqCst)
-        && let Some(wake) = WAKE.get()
+        && let Some(timer) = TIMER.get()
     {
-        // The counter can only be full, and then it is awake.
-        rustix::io::write(wake, &1_u64.to_ne_bytes()).ok();
+        set(timer, SELDOM);
     }
+}
+
+/// Has the timer go off once, in a while.
+fn set(timer: &OwnedFd, pause: Duration) {
+    let setting = Itimerspec {
+        it_interval: Timespec::default(),
+        it_value: Timespec::try_from(pause).unwrap_or_default(),
+    };
+    // Neither the descriptor nor the time can be wrong.
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &setting).ok();
 }
 
 /// Buries children that have ended and that no task waits for.
@@ -62,14 +73,27 @@ pub(super) struct Undertaker {
 }
 
 impl Undertaker {
-    /// A descriptor that is readable when there is reason to [look](Self::look) again after a rest.
-    pub(super) fn wake() -> io::Result<BorrowedFd<'static>> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(WAKE.get_or_init(|| wake).as_fd())
+    /// A descriptor that is readable when it is time to [look](Self::look).
+    pub(super) fn timer() -> io::Result<BorrowedFd<'static>> {
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
+        Ok(TIMER.get_or_init(|| timer).as_fd())
+    }
+
+    /// It is time: looks, and sets the timer for the next time, if there is one before the next task.
+    pub(super) fn wake(&mut self) {
+        let Some(timer) = TIMER.get() else { return };
+        // How often it has gone off does not matter.
+        rustix::io::read(timer, &mut [0; 8]).ok();
+        if let Some(pause) = self.look() {
+            set(timer, pause);
+        }
     }
 
     /// Looks once, and says when to look again: `None` where nothing can come before the next task.
-    pub(super) fn look(&mut self) -> Option<Duration> {
+    fn look(&mut self) -> Option<Duration> {
         let any = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         if !can_see() {
             return Self::rest();

@@ -19,7 +19,7 @@ use super::footprint::Footprint;
 use super::forward;
 use super::inbox::Inbox;
 use super::reply::Replies;
-use super::{IDENTITY, Identity, cancel, limits, marks, memory, panic, serve, stdio, watch};
+use super::{IDENTITY, Identity, adopted, cancel, limits, marks, memory, panic, serve, stdio, watch};
 use crate::process::descendants::{Stat, Sweep};
 use crate::shared::ledger::Ledger;
 use crate::shared::{c_stdout, dispositions};
@@ -123,6 +123,7 @@ fn work(depth: u32) -> io::Result<()> {
         let ready = limits::apply(&welcome.limits, &replies)?;
         if let Some((row, argument)) = &welcome.initializer {
             let _running = memory::running();
+            adopted::tasks_run(true);
             initialize(*row, argument)?;
         }
         Ok(ready)

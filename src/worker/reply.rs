@@ -12,8 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::SendFlags;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use super::bias::{Bias, KeptOut};
 use crate::shared::delivery::Delivery;
@@ -27,7 +29,7 @@ const BATCH: u64 = 16 * 1024;
 /// A reply waits for the next only if its task was over in this time, and for no longer.
 const SHORT: Duration = Duration::from_micros(50);
 /// A reply that waits behind a task which takes longer than those before it leaves after this time.
-pub(super) const LATE: Duration = Duration::from_millis(1);
+const LATE: Duration = Duration::from_millis(1);
 
 /// The connection's writing side, shared by the thread that runs tasks and the watcher.
 #[derive(Debug)]
@@ -38,8 +40,8 @@ pub(super) struct Replies {
     /// For the thread that runs tasks, to add a record without the lock.
     bias: Bias,
     extending: Extending,
-    /// Readable when replies begin to wait for others, which the watcher must know.
-    waiting: OwnedFd,
+    /// Runs while replies wait for others, so that the watcher looks at them.
+    late: OwnedFd,
 }
 
 /// Positions in the stream of replies.
@@ -143,7 +145,10 @@ impl Replies {
             }),
             bias: Bias::new(),
             extending: Extending::default(),
-            waiting: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            late: timerfd_create(
+                TimerfdClockId::Monotonic,
+                TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+            )?,
         })
     }
 
@@ -151,8 +156,9 @@ impl Replies {
         &self.ledger
     }
 
-    pub(super) fn waiting(&self) -> &OwnedFd {
-        &self.waiting
+    /// Readable when it is time for [`flush_late`](Self::flush_late).
+    pub(super) fn late(&self) -> &OwnedFd {
+        &self.late
     }
 
     fn delivery(&self) -> Delivery<'_, AtomicU64> {
@@ -183,8 +189,7 @@ impl Replies {
             && state.end - self.delivery().delivered() < BATCH;
         if may_wait {
             if !std::mem::replace(&mut state.is_watched, true) {
-                // The counter can only be full, and then it is readable.
-                rustix::io::write(&self.waiting, &1_u64.to_ne_bytes()).ok();
+                self.look_later()?;
             }
             return Ok(());
         }
@@ -200,22 +205,32 @@ impl Replies {
         }
     }
 
-    /// Watcher: sends what has waited for too long: the task that came behind it is a long one. `false` when nothing
-    /// waits, and nobody has to look until [`waiting`](Self::waiting) tells.
-    pub(super) fn flush_late(&self) -> io::Result<bool> {
+    /// Watcher: sends what has waited for too long: the task that came behind it is a long one.
+    pub(super) fn flush_late(&self) -> io::Result<()> {
+        rustix::io::read(&self.late, &mut [0; 8]).ok();
         let Ok(state) = self.state.try_lock() else {
             // Somebody sends, or is about to.
-            return Ok(true);
+            return self.look_later();
         };
         let mut state = self.alone(state);
         let Some(since) = state.waits_since else {
             state.is_watched = false;
-            return Ok(false);
+            return Ok(());
         };
         if clock().saturating_sub(since) >= LATE.as_nanos() as u64 {
             self.deliver(&mut state)?;
         }
-        Ok(true)
+        self.look_later()
+    }
+
+    /// Has the watcher look in a while.
+    fn look_later(&self) -> io::Result<()> {
+        let timer = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec::try_from(LATE).unwrap_or_default(),
+        };
+        timerfd_settime(&self.late, TimerfdTimerFlags::empty(), &timer)?;
+        Ok(())
     }
 
     /// Writes a message behind the others; `true` when it is, or will be, delivered without being sent.

@@ -4,9 +4,8 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{RecvFlags, recv};
@@ -16,7 +15,7 @@ use super::adopted::Undertaker;
 use super::cancel;
 use super::enter::die;
 use super::inbox::Inbox;
-use super::reply::{LATE, Replies};
+use super::reply::Replies;
 use super::serve::{Aborts, give_back};
 use crate::wire::codec;
 use crate::wire::message::Control;
@@ -31,12 +30,14 @@ pub(super) fn start(
     control: OwnedFd,
     aborts: Arc<Aborts>,
 ) -> io::Result<()> {
+    // Here, so that it is there before the first task.
+    let timer = Undertaker::timer()?;
     thread::Builder::new()
         .name("procession-watch".to_owned())
         .stack_size(STACK)
         .spawn(move || {
             // Whatever ends the watcher, a worker that nobody watches must not go on.
-            if let Err(error) = watch(&inbox, &replies, &control, &aborts) {
+            if let Err(error) = watch(&inbox, &replies, &control, &aborts, timer) {
                 eprintln!("procession: a worker cannot watch its parent: {error}");
             }
             die()
@@ -59,44 +60,37 @@ fn parent(connection: BorrowedFd<'_>) -> Option<OwnedFd> {
 }
 
 /// Returns when the parent is gone.
-fn watch(inbox: &Inbox, replies: &Replies, control: &OwnedFd, aborts: &Aborts) -> io::Result<()> {
+fn watch(
+    inbox: &Inbox,
+    replies: &Replies,
+    control: &OwnedFd,
+    aborts: &Aborts,
+    timer: BorrowedFd<'_>,
+) -> io::Result<()> {
     let connection = replies.connection();
     let parent = parent(connection);
     let mut undertaker = Undertaker::default();
-    let wake = Undertaker::wake()?;
-    let after = |pause: Option<Duration>| pause.map(|pause| Instant::now() + pause);
-    let mut look_again = after(undertaker.look());
-    let mut flush_at = None;
     loop {
         let mut fds = vec![
             PollFd::from_borrowed_fd(connection, PollFlags::RDHUP),
             PollFd::new(control, PollFlags::IN),
-            PollFd::from_borrowed_fd(wake, PollFlags::IN),
-            PollFd::new(replies.waiting(), PollFlags::IN),
+            PollFd::from_borrowed_fd(timer, PollFlags::IN),
+            PollFd::new(replies.late(), PollFlags::IN),
         ];
         fds.extend(parent.iter().map(|parent| PollFd::new(parent, PollFlags::IN)));
-        let first: Option<Instant> = look_again.into_iter().chain(flush_at).min();
-        let left = first.map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        match poll(&mut fds, timeout.as_ref()) {
+        match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         if !fds[2].revents().is_empty() {
-            rustix::io::read(wake, &mut [0; 8]).ok();
-        }
-        if !fds[2].revents().is_empty() || look_again.is_some_and(|at| Instant::now() >= at) {
-            look_again = after(undertaker.look());
+            undertaker.wake();
         }
         if !fds[3].revents().is_empty() {
-            rustix::io::read(replies.waiting(), &mut [0; 8]).ok();
-            flush_at = after(Some(LATE));
-        } else if flush_at.is_some_and(|at| Instant::now() >= at) {
-            flush_at = match replies.flush_late() {
-                Ok(waits) => after(waits.then_some(LATE)),
+            match replies.flush_late() {
+                Ok(()) => {}
                 Err(error) if is_disconnect(&error) => return Ok(()),
                 Err(error) => return Err(error),
-            };
+            }
         }
         if !fds[0].revents().is_empty() || fds.get(4).is_some_and(|parent| !parent.revents().is_empty()) {
             return Ok(());
