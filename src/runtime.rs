@@ -1,14 +1,20 @@
 //! The library's own runtime: one thread on which workers are started, watched and reaped, whatever becomes of the
 //! runtimes that pools are used on.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::future::pending;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
+use rustix::thread::sched_getaffinity;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
+
+use crate::wire::codec::drop_quietly;
 
 /// The library's runtime, started when it is first asked for. It lives until the process ends.
 ///
@@ -71,6 +77,73 @@ pub(crate) async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send +
         return Some(run());
     }
     is_done.await.ok()
+}
+
+/// Runs what blocks for a short while, many at a time, in their order on a few threads. They end when nothing is left.
+#[derive(Default)]
+pub(crate) struct Crew {
+    state: Mutex<CrewState>,
+}
+
+#[derive(Default)]
+struct CrewState {
+    jobs: VecDeque<Box<dyn FnOnce() + Send>>,
+    threads: usize,
+}
+
+impl fmt::Debug for Crew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Crew").finish_non_exhaustive()
+    }
+}
+
+impl Crew {
+    /// Where the system has no more threads, it runs here.
+    pub(crate) async fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, is_done) = oneshot::channel();
+        // Nobody may wait for it any more.
+        if self.push(Box::new(move || drop(done.send(run())))) {
+            let crew = Arc::clone(self);
+            let thread = thread::Builder::new()
+                .name("procession-start".to_owned())
+                .spawn(move || crew.work());
+            if thread.is_err() {
+                self.work();
+            }
+        }
+        is_done.await.ok()
+    }
+
+    /// Whether it takes one more thread: there are at most as many as there are processors.
+    fn push(&self, job: Box<dyn FnOnce() + Send>) -> bool {
+        let mut state = self.lock();
+        state.jobs.push_back(job);
+        // The standard library's count looks into cgroups, which takes as long as half a start.
+        let most = sched_getaffinity(None).map_or(1, |processors| processors.count() as usize);
+        let takes_one = state.threads < most;
+        state.threads += usize::from(takes_one);
+        takes_one
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        while let Some(job) = state.jobs.pop_front() {
+            drop(state);
+            // One that panics has answered by not answering.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(job)) {
+                drop_quietly(payload);
+            }
+            state = self.lock();
+        }
+        state.threads -= 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, CrewState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 fn take<T>(shared: &Mutex<Option<T>>) -> Option<T> {

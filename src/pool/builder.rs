@@ -23,6 +23,7 @@ use super::supervisor::{self, Services};
 use crate::error::{BuildError, Cause, WorkerLoss};
 use crate::memory::OutOfMemory;
 use crate::process::listen::Ears;
+use crate::process::memory::claim;
 use crate::process::output::Output;
 use crate::process::spawn::Program;
 use crate::task::{entry, table};
@@ -556,10 +557,10 @@ impl PoolBuilder {
             Some(user) if user.runtime_flavor() == RuntimeFlavor::MultiThread => user.clone(),
             _ => own.clone(),
         };
-        let ears = Ears::start(config.output_buffer).map_err(io("start the output thread"))?;
+        let (ears, reader) = Ears::new(config.output_buffer).map_err(io("make an event descriptor"))?;
         let services = Arc::new(Services::new(home, own.clone(), Arc::clone(&ears)));
         let first = 0..config.least_workers;
-        let ready = first.map(|worker| services.first_start(worker)).collect();
+        let mut ready: Vec<_> = first.map(|worker| services.first_start(worker)).collect();
         let (mut shared, starts) = Shared::new(config, user.clone());
         shared.ears = Some(ears);
         let shared = Arc::new(shared);
@@ -568,6 +569,13 @@ impl PoolBuilder {
         }
         shared.act(shared.lock());
         own.spawn(keeper::keep(Arc::clone(&shared), services, starts));
+        // Workers are on their way by now, and have nothing to say or to allocate yet.
+        claim::begin();
+        if let Err(error) = reader.start() {
+            let (failed, result) = oneshot::channel();
+            failed.send(Err(io("start the output thread")(error))).ok();
+            ready.insert(0, result);
+        }
         Ok((Pool::new_from(shared), ready))
     }
 

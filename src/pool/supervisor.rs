@@ -20,11 +20,13 @@ use super::state::WorkerState;
 use crate::error::{BuildError, StartPhase, WorkerLoss};
 use crate::memory::OutOfMemory;
 use crate::process::child::Child;
-use crate::process::handshake::{HandshakeError, HandshakeFailure, handshake};
+use crate::process::handshake::{HandshakeError, HandshakeFailure, greeting, handshake};
+#[cfg(feature = "tracing")]
+use crate::process::listen::events_pipe;
 use crate::process::listen::{Ears, Process, pipe};
 use crate::process::output::{OutputStream, Sink};
 use crate::process::spawn::{Spawned, spawn};
-use crate::runtime;
+use crate::runtime::Crew;
 use crate::shared::ledger::Ledger;
 use crate::wire::message::{Failure, InitFailure, LimitOption, Stdout, Welcome, message_limit};
 use crate::wire::transport::datagram_pair;
@@ -51,6 +53,8 @@ pub(crate) struct Services {
     processes: AtomicU64,
     /// Who builds the pool wants to know how the first starts go, by the workers' indices.
     builders: Mutex<HashMap<usize, oneshot::Sender<Result<(), BuildError>>>>,
+    /// Where workers are started: that blocks until the new program is in place.
+    starters: Arc<Crew>,
 }
 
 impl Drop for Services {
@@ -67,6 +71,7 @@ impl Services {
             ears,
             processes: AtomicU64::new(0),
             builders: Mutex::default(),
+            starters: Arc::default(),
         }
     }
 
@@ -186,55 +191,25 @@ async fn start(
     let words = config.words();
     #[cfg(feature = "tracing")]
     let events_pipe = match words.events {
-        Some(_) => Some(pipe().map_err(io("make a pipe for a worker's events"))?),
+        Some(_) => Some(events_pipe().map_err(io("make a pipe for a worker's events"))?),
         None => None,
     };
     let (ledger, ledger_fd) = Ledger::create(config.tasks_per_worker).map_err(io("make shared memory"))?;
     let heard = Ledger::open(ledger_fd.as_fd(), config.tasks_per_worker).map_err(io("map shared memory"))?;
     let (control, control_fd) = datagram_pair().map_err(io("make a socket pair"))?;
 
-    let label = format!("{} {} {worker}", config.name, config.worker_name);
-    let (program, depth) = (config.program.clone(), config.depth);
-    // Starting blocks until the new program is in place, and others start at the same time.
-    let spawned = runtime::blocking(move || spawn(&program, &label, depth, stderr)).await;
-    let spawned = match spawned {
-        Some(Ok(spawned)) => spawned,
-        Some(Err(error)) => {
-            return Err(BuildError::Spawn {
-                program: config.program.path().to_owned(),
-                source: Arc::new(error),
-            });
-        }
-        // The thread that started it is gone, and the process with it.
-        None => return Err(BuildError::Closed),
-    };
-    let Spawned { child, connection } = spawned;
-    let killer = child.killer();
-    let speaker = Process {
-        number: process,
-        worker,
-        pid: child.pid(),
-        ledger: Arc::new(heard),
-        token: words.token,
-    };
-    let ears = &services.ears;
-    ears.listen(
-        &speaker,
-        OutputStream::Stderr,
-        config.stderr.sink.clone(),
-        stderr_pipe,
-    );
+    let token = words.token;
     let mut fds = vec![control_fd, ledger_fd];
     #[cfg(feature = "tracing")]
-    if let Some((pipe, fd)) = events_pipe {
-        ears.listen_events(&speaker, pipe);
+    let events_pipe = events_pipe.map(|(pipe, fd)| {
         fds.push(fd);
-    }
-    if let Some((pipe, fd)) = stdout_pipe {
-        ears.listen(&speaker, OutputStream::Stdout, config.stdout.sink.clone(), pipe);
+        pipe
+    });
+    let stdout_pipe = stdout_pipe.map(|(pipe, fd)| {
         fds.push(fd);
-    }
-
+        pipe
+    });
+    let depth = config.depth;
     let welcome = Welcome {
         pool: config.name.clone(),
         worker,
@@ -248,10 +223,56 @@ async fn start(
         words,
         spin: config.spin,
     };
+    let label = format!("{} {} {worker}", config.name, config.worker_name);
+    let program = config.program.clone();
+    let greeting = greeting(&welcome, fds);
+    let spawned = services
+        .starters
+        .run(move || spawn(&program, &label, depth, stderr, greeting))
+        .await;
+    let spawned = match spawned {
+        Some(Ok(spawned)) => spawned,
+        Some(Err(error)) => {
+            return Err(BuildError::Spawn {
+                program: config.program.path().to_owned(),
+                source: Arc::new(error),
+            });
+        }
+        // The thread that started it is gone, and the process with it.
+        None => return Err(BuildError::Closed),
+    };
+    let Spawned {
+        child,
+        connection,
+        greeting,
+    } = spawned;
+    let killer = child.killer();
+    let speaker = Process {
+        number: process,
+        worker,
+        pid: child.pid(),
+        ledger: Arc::new(heard),
+        token,
+    };
+    let ears = &services.ears;
+    ears.listen(
+        &speaker,
+        OutputStream::Stderr,
+        config.stderr.sink.clone(),
+        stderr_pipe,
+    );
+    #[cfg(feature = "tracing")]
+    if let Some(pipe) = events_pipe {
+        ears.listen_events(&speaker, pipe);
+    }
+    if let Some(pipe) = stdout_pipe {
+        ears.listen(&speaker, OutputStream::Stdout, config.stdout.sink.clone(), pipe);
+    }
+
     let limit = message_limit(config.max_frame_size);
     let mut stop = shared.stop.subscribe();
     let greeted = tokio::select! {
-        greeted = handshake(&connection, &welcome, fds, limit, config.start_timeout) => Some(greeted),
+        greeted = handshake(&connection, greeting, limit, config.start_timeout) => Some(greeted),
         _ = stop.wait_for(|&stop| stop) => None,
     };
     let pid = child.pid();

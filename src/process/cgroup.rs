@@ -20,13 +20,13 @@ enum Hierarchy {
     Memory,
 }
 
-/// The directory of this process in a hierarchy, if that is mounted here.
-fn own_directory(hierarchy: Hierarchy) -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let cgroups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    directory(&mounts, &cgroups, hierarchy)
+/// What tells where the hierarchies are mounted, and where this process is in each.
+fn maps() -> Option<(String, String)> {
+    let read = |path| String::from_utf8(super::descendants::read(path).ok()?).ok();
+    Some((read("/proc/self/mountinfo")?, read("/proc/self/cgroup")?))
 }
 
+/// The directory of this process in a hierarchy, if that is mounted here.
 fn directory(mounts: &str, cgroups: &str, hierarchy: Hierarchy) -> Option<PathBuf> {
     let own = cgroups.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -57,7 +57,8 @@ fn directory(mounts: &str, cgroups: &str, hierarchy: Hierarchy) -> Option<PathBu
 
 /// Where leaves for workers may be made.
 pub(super) fn delegated() -> Option<PathBuf> {
-    delegated_at(&own_directory(Hierarchy::Unified)?, is_ours)
+    let (mounts, cgroups) = maps()?;
+    delegated_at(&directory(&mounts, &cgroups, Hierarchy::Unified)?, is_ours)
 }
 
 /// The cgroup at `own` if it hands the memory controller down, which only one without processes of its own or the root
@@ -208,9 +209,11 @@ pub(crate) fn enter(directory: &Path) -> io::Result<()> {
 /// How often the kernel has killed a process for want of memory in the cgroup of this one; `None` where it does not
 /// tell.
 pub(super) fn own_kills() -> Option<u64> {
-    let unified = || kills_at(&own_directory(Hierarchy::Unified)?);
+    let (mounts, cgroups) = maps()?;
+    let own = |hierarchy| directory(&mounts, &cgroups, hierarchy);
+    let unified = || kills_at(&own(Hierarchy::Unified)?);
     let memory = || {
-        let control = fs::read_to_string(own_directory(Hierarchy::Memory)?.join("memory.oom_control"));
+        let control = fs::read_to_string(own(Hierarchy::Memory)?.join("memory.oom_control"));
         field(&control.ok()?, "oom_kill")
     };
     unified().or_else(memory)

@@ -102,7 +102,7 @@ pub(super) fn catches(pid: Pid, signal: Signal) -> bool {
 }
 
 /// A file of `/proc`, which is read in one go if it is as short as most are.
-fn read(path: &str) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &str) -> io::Result<Vec<u8>> {
     let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut bytes = vec![0; 1024];
     let mut length = 0;

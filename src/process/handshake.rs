@@ -41,19 +41,28 @@ pub(crate) enum HandshakeFailure {
     Io(io::Error),
 }
 
-/// Greets the worker at the other end of `connection`, which is ready for tasks then.
+/// The greeting of a worker: its welcome, with the descriptors that go with that.
+pub(crate) fn greeting(welcome: &Welcome, fds: Vec<OwnedFd>) -> Outbox<Outgoing> {
+    let mut bytes = Outgoing::buffer(256);
+    message_bytes(welcome, &mut bytes);
+    let mut outbox = Outbox::default();
+    outbox.push(Outgoing::new(kind::WELCOME, bytes, fds), 0);
+    outbox
+}
+
+/// Greets the worker at the other end of `connection`, which is ready for tasks then. `greeting` is what it has not
+/// been sent of that.
 ///
 /// Must run on the library's runtime.
 pub(crate) async fn handshake(
     connection: &Arc<OwnedFd>,
-    welcome: &Welcome,
-    fds: Vec<OwnedFd>,
+    greeting: Outbox<Outgoing>,
     limit: u64,
     timeout: Duration,
 ) -> Result<(Receiver, Ready), HandshakeError> {
     let mut receiver = Receiver::new(limit);
     let mut foreign = Vec::new();
-    match greet(connection, &mut receiver, &mut foreign, welcome, fds, timeout).await {
+    match greet(connection, &mut receiver, &mut foreign, greeting, timeout).await {
         Ok(ready) => Ok((receiver, ready)),
         Err(failure) => {
             foreign.truncate(QUOTED);
@@ -69,8 +78,7 @@ async fn greet(
     connection: &Arc<OwnedFd>,
     receiver: &mut Receiver,
     foreign: &mut Vec<u8>,
-    welcome: &Welcome,
-    fds: Vec<OwnedFd>,
+    mut greeting: Outbox<Outgoing>,
     timeout: Duration,
 ) -> Result<Ready, HandshakeFailure> {
     let now = Instant::now();
@@ -103,12 +111,8 @@ async fn greet(
     let hello: Hello = codec::decode(&message.body).map_err(HandshakeFailure::Refused)?;
     check(&hello).map_err(HandshakeFailure::Refused)?;
 
-    let mut bytes = Outgoing::buffer(256);
-    message_bytes(welcome, &mut bytes);
-    let mut outbox = Outbox::default();
-    outbox.push(Outgoing::new(kind::WELCOME, bytes, fds), 0);
     loop {
-        match outbox.write(connection.get_ref().as_fd(), SendFlags::DONTWAIT) {
+        match greeting.write(connection.get_ref().as_fd(), SendFlags::DONTWAIT) {
             Ok(()) => break,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // An initializer's argument that is larger than the socket's buffer.

@@ -75,6 +75,15 @@ pub(crate) fn pipe() -> io::Result<(Pipe, OwnedFd)> {
     Ok((Pipe(ours), theirs))
 }
 
+/// A pipe for events.
+#[cfg(feature = "tracing")]
+pub(crate) fn events_pipe() -> io::Result<(Pipe, OwnedFd)> {
+    let (ours, theirs) = pipe()?;
+    // As much as anybody may have; the usual is less than a burst.
+    rustix::pipe::fcntl_setpipe_size(&ours.0, EVENTS_PIPE).ok();
+    Ok((ours, theirs))
+}
+
 /// Which process a pipe belongs to.
 pub(crate) struct Process {
     /// Its number: all its pipes have the same.
@@ -88,8 +97,8 @@ pub(crate) struct Process {
 }
 
 impl Ears {
-    /// `limit` is how many bytes of each stream may wait for their sink.
-    pub(crate) fn start(limit: usize) -> io::Result<Arc<Self>> {
+    /// `limit` is how many bytes of each stream may wait for their sink. Nothing is heard before [`Reader::start`].
+    pub(crate) fn new(limit: usize) -> io::Result<(Arc<Self>, Reader)> {
         let (commands, received) = channel();
         let ears = Arc::new(Self {
             commands: Mutex::new(commands),
@@ -100,21 +109,14 @@ impl Ears {
             #[cfg(feature = "tracing")]
             events: super::origin::Events::new(limit),
         });
-        let thread = Reader {
+        let reader = Reader {
             ears: Arc::clone(&ears),
             commands: received,
             sources: Vec::new(),
             tails: HashMap::new(),
-            buffer: vec![0; READ],
+            buffer: Vec::new(),
         };
-        thread::Builder::new()
-            .name("procession-output".to_owned())
-            .stack_size(STACK)
-            .spawn(move || thread.run())?;
-        let mut living = living();
-        living.retain(|ears| ears.strong_count() > 0);
-        living.push(Arc::downgrade(&ears));
-        Ok(ears)
+        Ok((ears, reader))
     }
 
     /// Listens to what a process prints until it is settled or its pipe is closed.
@@ -146,8 +148,6 @@ impl Ears {
     /// Listens to the events that a process emits.
     #[cfg(feature = "tracing")]
     pub(crate) fn listen_events(&self, process: &Process, pipe: Pipe) {
-        // As much as anybody may have; the usual is less than a burst.
-        rustix::pipe::fcntl_setpipe_size(&pipe.0, EVENTS_PIPE).ok();
         self.events.begin(process.number, &process.ledger);
         self.command(Command::Add(Box::new(Source {
             process: process.number,
@@ -259,7 +259,8 @@ pub(crate) fn at_exit() {
     }
 }
 
-struct Reader {
+/// The thread's own: the pipes, and what it reads from them.
+pub(crate) struct Reader {
     ears: Arc<Ears>,
     commands: Receiver<Command>,
     sources: Vec<Source>,
@@ -307,6 +308,22 @@ struct Lines {
 }
 
 impl Reader {
+    /// Starts the thread.
+    pub(crate) fn start(mut self) -> io::Result<()> {
+        let mut living = living();
+        living.retain(|ears| ears.strong_count() > 0);
+        living.push(Arc::downgrade(&self.ears));
+        drop(living);
+        thread::Builder::new()
+            .name("procession-output".to_owned())
+            .stack_size(STACK)
+            .spawn(move || {
+                self.buffer = vec![0; READ];
+                self.run();
+            })?;
+        Ok(())
+    }
+
     fn run(mut self) {
         let mut open = true;
         loop {

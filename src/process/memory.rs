@@ -35,7 +35,6 @@ pub(crate) struct WorkerMemory {
 impl WorkerMemory {
     /// Prepares for a worker that is about to be started. An error is for who asked for a cgroup and nothing else.
     pub(crate) fn prepare(options: Option<MemoryOptions>) -> Result<Self, String> {
-        claim::begin();
         let leaf = match options {
             Some(MemoryOptions {
                 bytes,
@@ -181,7 +180,7 @@ fn is_allocation_failure(stderr: &str) -> bool {
 
 /// The kernel's kills for memory in this process's cgroup, each of which is the end of one process. It does not say of
 /// which: a worker that was killed when there was one more than workers have been found dead of it is taken for it.
-mod claim {
+pub(crate) mod claim {
     use std::sync::{Mutex, PoisonError};
 
     use super::cgroup;
@@ -190,7 +189,7 @@ mod claim {
     static CLAIMED: Mutex<Option<u64>> = Mutex::new(None);
 
     /// What has been killed before there were workers was none of them.
-    pub(super) fn begin() {
+    pub(crate) fn begin() {
         let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
         if claimed.is_none() {
             *claimed = cgroup::own_kills();

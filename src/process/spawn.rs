@@ -2,18 +2,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock};
 
+use rustix::net::SendFlags;
 use rustix::param::linux_execfn;
 
 use super::child::Child;
 use crate::init;
-use crate::wire::transport;
+use crate::wire::frame::Outgoing;
+use crate::wire::transport::{self, Outbox};
 
 /// The running image itself: it can be started even when its file was replaced or deleted.
 const SELF: &str = "/proc/self/exe";
@@ -44,6 +46,11 @@ impl Program {
     pub(crate) fn path(&self) -> &Path {
         self.path.as_deref().unwrap_or_else(|| own_program())
     }
+
+    /// Whether what is started is the running image, and so understands what this process says.
+    fn is_this(&self) -> bool {
+        self.path().as_os_str() == SELF
+    }
 }
 
 /// A process that has been started, and the parent's end of its connection.
@@ -51,15 +58,30 @@ impl Program {
 pub(crate) struct Spawned {
     pub(crate) child: Child,
     pub(crate) connection: Arc<OwnedFd>,
+    /// What has not been sent of the greeting.
+    pub(crate) greeting: Outbox<Outgoing>,
 }
 
 /// Starts `program` as a worker that `ps` shows as `label`. Blocks until the new program is in place.
 ///
 /// Nothing is set up between fork and exec, so that the system's fast path serves (posix_spawn); what a worker
 /// needs, it does itself.
-pub(crate) fn spawn(program: &Program, label: &str, depth: u32, stderr: OwnedFd) -> io::Result<Spawned> {
+///
+/// The running image finds `greeting` waiting for it. Another program is told nothing before it has said what it is: a
+/// shell would take it for commands.
+pub(crate) fn spawn(
+    program: &Program,
+    label: &str,
+    depth: u32,
+    stderr: OwnedFd,
+    mut greeting: Outbox<Outgoing>,
+) -> io::Result<Spawned> {
     let (ours, theirs) = transport::stream_pair()?;
     let marker = init::marker(&theirs, depth)?;
+    if program.is_this() {
+        // What does not fit, or cannot be sent now, follows when the worker has said hello.
+        greeting.write(ours.as_fd(), SendFlags::DONTWAIT).ok();
+    }
     let mut arguments = std::env::args_os();
     let own_name = arguments.next().unwrap_or_default();
 
@@ -85,5 +107,6 @@ pub(crate) fn spawn(program: &Program, label: &str, depth: u32, stderr: OwnedFd)
     Ok(Spawned {
         child,
         connection: Arc::new(ours),
+        greeting,
     })
 }

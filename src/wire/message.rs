@@ -1,7 +1,7 @@
 //! What parent and worker say to each other.
 //!
-//! The worker speaks first: [`MAGIC`], then [`Hello`]. The parent answers [`Welcome`], the worker sets itself up and
-//! sends `READY` or `INIT_FAILED`. From then on tasks go one way and replies the other, until `SHUTDOWN` and `BYE`.
+//! The worker says [`MAGIC`], then [`Hello`]. The parent says [`Welcome`]: in advance where the worker is the very same
+//! program, as an answer to any other. The worker sets itself up and sends `READY` or `INIT_FAILED`. From then on tasks go one way and replies the other, until `SHUTDOWN` and `BYE`.
 //! What must reach a worker that is busy goes over a second socket, message by message ([`Control`]).
 
 use std::time::Duration;
