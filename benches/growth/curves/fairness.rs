@@ -1,0 +1,186 @@
+//! Small tasks beside what is large, many, or in the way.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use procession::Pool;
+use tokio::task::JoinHandle;
+
+use crate::Error;
+use crate::curve::{Curve, Extent, Metric, Points};
+use crate::measure::{Figures, pool};
+use crate::pace::Pace;
+use crate::plot::{Axis, Unit};
+use crate::tasks::{block, compute, echo, steps_per_microsecond, successor, warm};
+
+const TIME: Metric = Metric {
+    key: "",
+    label: "",
+    unit: Unit::Microseconds,
+    plot: None,
+};
+
+pub(crate) static CURVE: Curve = Curve {
+    name: "fairness",
+    about: "latency of tiny calls to a pool of two, one due every 2 ms, from when it was due; beside what else goes on",
+    x: Axis {
+        label: "beside",
+        unit: Unit::Count,
+        logarithmic: false,
+    },
+    points: Points::Cases(CASES),
+    series: &[("threads", "multi_thread"), ("current", "current_thread")],
+    metrics: &[
+        Metric {
+            key: "p50",
+            label: "p50",
+            ..TIME
+        },
+        Metric {
+            key: "p99",
+            label: "p99",
+            ..TIME
+        },
+        Metric {
+            key: "max",
+            label: "max",
+            ..TIME
+        },
+        Metric {
+            key: "late",
+            label: "max, late at the call",
+            ..TIME
+        },
+        Metric {
+            key: "calls",
+            label: "calls",
+            unit: Unit::Count,
+            ..TIME
+        },
+    ],
+    measure,
+};
+
+const CASES: &[&str] = &[
+    "nothing",
+    "1 GiB there and back, by 64 MiB",
+    "1 GiB there and back, by 256 MiB",
+    "two callers, 64 MiB each",
+    "10⁶ tiny tasks, lower priority",
+    "10⁶ tiny tasks, same priority",
+    "10⁶ tasks of 100 µs, lower priority",
+    "10⁵ tasks of 20 ms, lower priority",
+    "a map of 3 × 10⁷, lower priority",
+    "callbacks that block 10 ms",
+];
+
+/// What goes on beside the calls; it ends by itself, or is let go after a while.
+type Beside = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+fn measure(series: &'static str, case: f64, extent: Extent) -> Result<Figures, Error> {
+    let steps = steps_per_microsecond()?;
+    let both = async move {
+        let pool = pool(2).await?;
+        warm(&pool).await?;
+        let beside = beside(&pool, case as usize, steps, extent);
+        let figures = call(&pool, beside, extent).await;
+        pool.terminate();
+        figures
+    };
+    match series {
+        "threads" => crate::measure::in_service(both),
+        _ => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?;
+            // In a spawned task, as it is in the other.
+            runtime.block_on(async { tokio::spawn(both).await? })
+        }
+    }
+}
+
+fn beside(pool: &Pool, case: usize, steps: f64, extent: Extent) -> Option<Beside> {
+    let pool = pool.clone();
+    let echoes = async |pool: Pool, size: usize, total: usize| -> Result<(), Error> {
+        let sent = Bytes::from(vec![7; size]);
+        for _ in 0..total / size {
+            pool.apply(echo, sent.clone()).await?;
+        }
+        Ok(())
+    };
+    let million = extent.at_most(1_000_000, 1000) as u64;
+    let gigabyte = extent.at_most(1 << 30, 1 << 26);
+    let queued = move |pool: Pool, steps: f64, n: u64, priority: i32| async move {
+        let mut calls = Vec::with_capacity(n as usize);
+        for n in 0..n {
+            calls.push(pool.task(compute, steps as u64).priority(priority).submit());
+            // Whoever submits so many lets others run in between.
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        for call in calls {
+            call.await?;
+        }
+        Ok(())
+    };
+    Some(match case {
+        0 => return None,
+        1 => Box::pin(async move { echoes(pool, 64 << 20, gigabyte).await }),
+        2 => Box::pin(async move { echoes(pool, gigabyte / 4, gigabyte).await }),
+        3 => Box::pin(async move {
+            let one = tokio::spawn(echoes(pool.clone(), 64 << 20, gigabyte / 2));
+            let other = tokio::spawn(echoes(pool, 64 << 20, gigabyte / 2));
+            one.await??;
+            other.await?
+        }),
+        4 => Box::pin(queued(pool, 0.0, million, -1)),
+        5 => Box::pin(queued(pool, 0.0, million, 0)),
+        6 => Box::pin(queued(pool, 100.0 * steps, million, -1)),
+        7 => Box::pin(queued(pool, 20_000.0 * steps, million / 10, -1)),
+        8 => Box::pin(async move {
+            pool.map(successor, 0..30 * million).priority(-1).await?;
+            Ok(())
+        }),
+        _ => Box::pin(async move {
+            loop {
+                let blocks = |_: &u64| block(Duration::from_millis(10));
+                let call = |n| pool.apply_async(successor, n).callback(blocks);
+                let calls: Vec<_> = (0..100).map(call).collect();
+                for call in calls {
+                    call.await?;
+                }
+            }
+        }),
+    })
+}
+
+/// Calls until what goes on beside has ended, two seconds at most.
+async fn call(pool: &Pool, beside: Option<Beside>, extent: Extent) -> Result<Figures, Error> {
+    let longest = Duration::from_millis(if extent == Extent::Test { 20 } else { 2000 });
+    let mut pace = Pace::new(Duration::from_millis(2))?;
+    let beside: Option<JoinHandle<_>> = beside.map(tokio::spawn);
+    let began = Instant::now();
+    let mut samples = Vec::new();
+    let mut latest = Duration::ZERO;
+    while began.elapsed() < longest && beside.as_ref().is_none_or(|beside| !beside.is_finished()) {
+        let due = pace.tick().await?;
+        latest = latest.max(due.elapsed());
+        pool.apply(successor, 1).await?;
+        samples.push(due.elapsed());
+    }
+    if let Some(beside) = beside {
+        if beside.is_finished() {
+            beside.await??;
+        } else {
+            beside.abort();
+        }
+    }
+    let calls = samples.len() as f64;
+    Ok(Figures::default()
+        .latencies(samples)
+        .with("late", latest.as_secs_f64() * 1e6)
+        .with("calls", calls))
+}
