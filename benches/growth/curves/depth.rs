@@ -56,6 +56,10 @@ pub(crate) static CURVE: Curve = Curve {
 
 fn measure(series: &'static str, x: f64, _: Extent) -> Result<Figures, Error> {
     let n = x as usize;
+    if series == "mixed" && n > 1_000_000 {
+        // The first series takes half a minute there, and shows what there is to see.
+        return Ok(Figures::default());
+    }
     in_service(async move {
         let pool = pool(2).await?;
         let gate = Gate::close(&pool)?;

@@ -1,0 +1,155 @@
+//! Instructions of tasks, counted one by one.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::Error;
+use crate::load::{CALL, Load, MAP, QUEUED, SINGLE};
+use crate::watch::Watch;
+
+/// What is counted, for so many tasks, in whose process: few, for each step takes some ten microseconds.
+const COUNTS: [(&Load, usize, Side); 7] = [
+    (&QUEUED, 60, Side::Parent),
+    (&CALL, 16, Side::Parent),
+    (&CALL, 32, Side::Worker),
+    (&SINGLE, 60, Side::Parent),
+    (&SINGLE, 60, Side::Worker),
+    (&MAP, 1000, Side::Parent),
+    (&MAP, 1000, Side::Worker),
+];
+/// Of each the median is taken.
+const ROUNDS: usize = 3;
+/// More than expected by this share is a failure.
+const TOLERANCE: f64 = 0.1;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Parent,
+    Worker,
+}
+
+impl Side {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Parent => "parent",
+            Self::Worker => "worker",
+        }
+    }
+}
+
+fn source(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("benches/costs")
+        .join(file)
+}
+
+/// Compiles the program that steps; `None` where there is no compiler.
+fn build_steps() -> Result<Option<PathBuf>, Error> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/costs-steps");
+    if let Some(directory) = program.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut compiler = Command::new("cc");
+    compiler.arg("-O2").arg("-o").arg(&program).arg(source("steps.c"));
+    match compiler.status() {
+        Ok(status) if status.success() => Ok(Some(program)),
+        Ok(status) => Err(format!("steps.c does not compile: {status}").into()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Instructions of a task; `None` where the system does not let processes be traced.
+fn count(steps: &Path, load: &Load, n: usize, side: Side) -> Result<Option<f64>, Error> {
+    let mut watch = Watch::begin(load, n, true)?;
+    let pids = match side {
+        Side::Parent => vec![watch.parent()],
+        Side::Worker => watch.workers.clone(),
+    };
+    let mut stepping = Command::new(steps)
+        .args(pids.iter().map(u32::to_string))
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut output = BufReader::new(stepping.stdout.take().ok_or("no standard output")?);
+    let mut line = String::new();
+    output.read_line(&mut line)?;
+    if line.trim() != "ready" {
+        stepping.wait()?;
+        return Ok(None);
+    }
+    watch.tasks()?;
+    let pid = Pid::from_raw(stepping.id().try_into()?).ok_or("no process id")?;
+    kill_process(pid, Signal::TERM)?;
+    let mut counts = String::new();
+    output.read_to_string(&mut counts)?;
+    stepping.wait()?;
+    let counts: Vec<u64> = counts.lines().map(str::parse).collect::<Result<_, _>>()?;
+    Ok(Some(counts.iter().sum::<u64>() as f64 / n as f64))
+}
+
+/// Which compiler, and for which processor: what a count depends on besides the sources.
+fn compiler() -> Result<String, Error> {
+    let output = Command::new("rustc").arg("--version").output()?;
+    let version = String::from_utf8(output.stdout)?;
+    Ok(format!("{}, {}", version.trim(), std::env::consts::ARCH))
+}
+
+/// Prints what is counted beside what is expected. `false` when it is more by too much.
+pub(crate) fn compare(write: bool) -> Result<bool, Error> {
+    let Some(steps) = build_steps()? else {
+        println!("skipped: there is no C compiler, so that instructions are not counted");
+        return Ok(true);
+    };
+    let file = source("expected.txt");
+    let expected = fs::read_to_string(&file).unwrap_or_default();
+    let compiler = compiler()?;
+    let is_comparable = expected.lines().next() == Some(&compiler);
+    let mut written = format!("{compiler}\n");
+    let mut well = true;
+    println!(
+        "| instructions of | in the | expected | counted [least–most] | |\n| --- | --- | --- | --- | --- |"
+    );
+    for (load, n, side) in COUNTS {
+        let mut counts = Vec::new();
+        for _ in 0..ROUNDS {
+            let Some(count) = count(&steps, load, n, side)? else {
+                println!("\nskipped: processes cannot be traced here, so that instructions are not counted");
+                return Ok(true);
+            };
+            counts.push(count);
+        }
+        counts.sort_by(f64::total_cmp);
+        let count = counts[ROUNDS / 2];
+        let key = format!("{} {}", load.key, side.name());
+        written += &format!("{key}: {count:.0}\n");
+        let line = expected
+            .lines()
+            .find_map(|line| line.strip_prefix(&key)?.strip_prefix(": "));
+        let expected: Option<f64> = line.and_then(|number| number.parse().ok());
+        let change = expected.map_or(0.0, |expected| count / expected - 1.0);
+        let is_more = is_comparable && change > TOLERANCE && !write;
+        well &= !is_more;
+        println!(
+            "| {} | {} | {} | {count:.0} [{:.0}–{:.0}] | {:+.1} %{} |",
+            load.about,
+            side.name(),
+            expected.map_or("–".to_owned(), |expected| format!("{expected:.0}")),
+            counts[0],
+            counts[ROUNDS - 1],
+            change * 100.0,
+            if is_more { ": too many" } else { "" },
+        );
+    }
+    if write {
+        fs::write(&file, written)?;
+    } else if !is_comparable {
+        println!("\nexpected.txt is of another compiler than {compiler}: nothing is held against it");
+    }
+    if !well {
+        println!("\nSomething takes a tenth more than expected; `--write` where that is meant.");
+    }
+    Ok(well)
+}
