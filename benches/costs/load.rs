@@ -127,7 +127,7 @@ async fn run(pool: &Pool, key: &str, n: usize) -> Result<Vec<AsyncResult<u64>>, 
             }
         }
         "map" => {
-            pool.map(successor, 0..n as u64).chunk_size(1000).await?;
+            pool.map(successor, 0..n as u64).chunk_size(250).await?;
         }
         "queued" => {
             return Ok((0..n as u64).map(|n| pool.apply_async(successor, n)).collect());

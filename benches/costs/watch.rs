@@ -9,6 +9,10 @@ use crate::load::Load;
 /// The argument that makes this program run tasks to be watched.
 pub(crate) const WATCHED: &str = "--watched";
 
+/// Has the C library copy without instructions that repeat themselves, each time of which would be a step.
+const NO_REPEATS: &str =
+    "glibc.cpu.x86_rep_movsb_threshold=1073741824:glibc.cpu.x86_rep_stosb_threshold=1073741824";
+
 /// The process and its workers, which are ready to run the tasks. Ended when it is dropped.
 pub(crate) struct Watch {
     child: Child,
@@ -19,7 +23,11 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn begin(load: &Load, n: usize, is_stepped: bool) -> Result<Self, Error> {
-        let mut child = Command::new(std::env::current_exe()?)
+        let mut command = Command::new(std::env::current_exe()?);
+        if is_stepped {
+            command.env("GLIBC_TUNABLES", NO_REPEATS);
+        }
+        let mut child = command
             .args([WATCHED, load.key, &n.to_string(), &is_stepped.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
