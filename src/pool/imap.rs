@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -221,10 +220,7 @@ where
                 &mut streaming.ready
             };
             values.reserve(ended.room());
-            let _: ControlFlow<()> = ended.decode(|result| {
-                values.push_back(result);
-                ControlFlow::Continue(())
-            });
+            ended.decode_all(|result| values.push_back(result));
             if ordered && !is_early {
                 streaming.next += 1;
                 while let Some(mut values) = streaming.early.remove(&streaming.next) {

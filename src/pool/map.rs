@@ -92,6 +92,15 @@ impl Ended {
         }
     }
 
+    /// Gives the results of all elements to `take`, in order.
+    pub(crate) fn decode_all<R: DeserializeOwned>(self, mut take: impl FnMut(Result<R, TaskError>)) {
+        let taken = self.decode(|result| {
+            take(result);
+            ControlFlow::<()>::Continue(())
+        });
+        debug_assert!(taken.is_continue());
+    }
+
     /// How many values to make room for: no more than there are bytes for, since they may be many and large.
     pub(crate) fn room(&self) -> usize {
         let bytes = self.outcome.as_ref().map_or(0, |(_, reply)| reply.body().len());
