@@ -168,11 +168,15 @@ where
     A: DeserializeOwned,
     R: Serialize,
 {
+    let function = table::conjure::<F>();
     let mut record = Vec::new();
     while let Some(argument) = elements.next() {
         record.clear();
         let result = codec::push_record(&mut record, |bytes| {
-            run_blocking::<F, A, R>(argument.into(), bytes, limit).map(|_| false)
+            let argument = codec::decode(argument).map_err(Failure::DecodeArgument)?;
+            let value = function(argument);
+            codec::encode(&value, bytes, limit).map_err(encode_failure)?;
+            Ok(false)
         });
         match result {
             Ok(()) => elements.finish(&record),

@@ -34,12 +34,10 @@ const FEW: usize = 5;
 struct Limited<'a> {
     bytes: &'a mut Vec<u8>,
     limit: usize,
-    /// Where the last piece that came in one went.
-    last: Range<usize>,
 }
 
 impl Flavor for Limited<'_> {
-    type Output = Range<usize>;
+    type Output = ();
 
     #[inline]
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
@@ -61,8 +59,34 @@ impl Flavor for Limited<'_> {
             return Ok(());
         }
         buffers::reserve(self.bytes, bytes.len());
-        self.last = self.bytes.len()..self.bytes.len() + bytes.len();
         self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+/// The same, and notes where the last piece that came in one went.
+struct Noting<'a> {
+    limited: Limited<'a>,
+    last: Range<usize>,
+}
+
+impl Flavor for Noting<'_> {
+    type Output = Range<usize>;
+
+    #[inline]
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.limited.try_push(byte)
+    }
+
+    #[inline]
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        let start = self.limited.bytes.len();
+        self.limited.try_extend(bytes)?;
+        self.last = start..self.limited.bytes.len();
         Ok(())
     }
 
@@ -74,7 +98,9 @@ impl Flavor for Limited<'_> {
 /// Appends `value` to `bytes`, at most `limit` bytes of it. On an error `bytes` is as it was.
 #[inline]
 pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
-    encode_with_tail(value, bytes, limit).map(drop)
+    encode_by::<T, _>(bytes, limit, |limited| {
+        postcard::serialize_with_flavor(value, limited)
+    })
 }
 
 /// The same, and says where in `bytes` the byte string or text begins with which the value ends, their length where
@@ -85,27 +111,28 @@ pub(crate) fn encode_with_tail<T: Serialize>(
     limit: u64,
 ) -> Result<usize, EncodeError> {
     let start = bytes.len();
-    let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
-    let result = catch_unwind(AssertUnwindSafe(|| {
+    let last = encode_by::<T, _>(bytes, limit, |limited| {
         let last = start..start;
-        let bytes = &mut *bytes;
-        postcard::serialize_with_flavor(
-            value,
-            Limited {
-                bytes,
-                limit: end,
-                last,
-            },
-        )
-    }));
+        postcard::serialize_with_flavor(value, Noting { limited, last })
+    })?;
+    // A text may come in several pieces: the length in front says whether this was all of it.
+    let mut length = [0; 10];
+    let n = put_varint(last.len() as u64, &mut length);
+    let is_tail = last.end == bytes.len() && bytes[start..last.start].ends_with(&length[..n]);
+    Ok(if is_tail { last.start } else { bytes.len() })
+}
+
+#[inline]
+fn encode_by<T, O>(
+    bytes: &mut Vec<u8>,
+    limit: u64,
+    serialize: impl FnOnce(Limited<'_>) -> postcard::Result<O>,
+) -> Result<O, EncodeError> {
+    let start = bytes.len();
+    let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
+    let result = catch_unwind(AssertUnwindSafe(|| serialize(Limited { bytes, limit: end })));
     let error = match result {
-        Ok(Ok(last)) => {
-            // A text may come in several pieces: the length in front says whether this was all of it.
-            let mut length = [0; 10];
-            let n = put_varint(last.len() as u64, &mut length);
-            let is_tail = last.end == bytes.len() && bytes[start..last.start].ends_with(&length[..n]);
-            return Ok(if is_tail { last.start } else { bytes.len() });
-        }
+        Ok(Ok(output)) => return Ok(output),
         Ok(Err(postcard::Error::SerializeBufferFull)) => EncodeError::TooLarge { limit },
         Ok(Err(error)) => EncodeError::Refused(explain::<T>("encode", error)),
         Err(payload) => EncodeError::Refused(format!(
@@ -141,7 +168,7 @@ pub(crate) fn decode_encoded<T: DeserializeOwned>(encoded: Encoded<'_>) -> Resul
     let length = bytes.len() + tail.len();
     let refused = match decode_from(
         postcard::Deserializer::from_flavor(tail.behind(bytes)),
-        &tail,
+        Some(&tail),
         length,
     ) {
         Err(_) if tail.is_refused() => tail.into_bytes(),
@@ -158,16 +185,12 @@ pub(crate) fn decode_encoded<T: DeserializeOwned>(encoded: Encoded<'_>) -> Resul
 
 /// Reads a value that fills `bytes`: what is left over is an error, for it means that the types differ.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    decode_from(
-        postcard::Deserializer::from_bytes(bytes),
-        &Tail::default(),
-        bytes.len(),
-    )
+    decode_from(postcard::Deserializer::from_bytes(bytes), None, bytes.len())
 }
 
 fn decode_from<'de, T, F>(
     mut deserializer: postcard::Deserializer<'de, F>,
-    tail: &Tail,
+    tail: Option<&Tail>,
     length: usize,
 ) -> Result<T, String>
 where
@@ -177,7 +200,10 @@ where
     let too_deep = Cell::new(false);
     let decoded = catch_unwind(AssertUnwindSafe(|| {
         let value = T::deserialize(Bounded::new(&mut deserializer, Depth::new(&too_deep, tail)))?;
-        Ok((value, deserializer.finalize()?.len() + tail.left_over()))
+        Ok((
+            value,
+            deserializer.finalize()?.len() + tail.map_or(0, Tail::left_over),
+        ))
     }));
     let name = type_name::<T>();
     match decoded {

@@ -21,11 +21,11 @@ pub(crate) const DEEPEST: usize = 512;
 pub(crate) struct Depth<'a> {
     left: usize,
     exceeded: &'a Cell<bool>,
-    tail: &'a Tail,
+    tail: Option<&'a Tail>,
 }
 
 impl<'a> Depth<'a> {
-    pub(super) fn new(exceeded: &'a Cell<bool>, tail: &'a Tail) -> Self {
+    pub(super) fn new(exceeded: &'a Cell<bool>, tail: Option<&'a Tail>) -> Self {
         Self {
             left: DEEPEST,
             exceeded,
@@ -69,7 +69,9 @@ macro_rules! plain {
 macro_rules! in_one_piece {
     ($($method:ident)*) => {$(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-            self.depth.tail.ask();
+            if let Some(tail) = self.depth.tail {
+                tail.ask();
+            }
             self.inner.$method(Bounded::new(visitor, self.depth))
         }
     )*};
@@ -140,28 +142,28 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Bounded<'_, V> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<V::Value, E> {
-        match self.depth.tail.take(value.as_bytes()) {
+        match self.depth.tail.and_then(|tail| tail.take(value.as_bytes())) {
             Some(tail) => self.inner.visit_string(text(tail)?),
             None => self.inner.visit_str(value),
         }
     }
 
     fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<V::Value, E> {
-        match self.depth.tail.take(value.as_bytes()) {
+        match self.depth.tail.and_then(|tail| tail.take(value.as_bytes())) {
             Some(tail) => self.inner.visit_string(text(tail)?),
             None => self.inner.visit_borrowed_str(value),
         }
     }
 
     fn visit_bytes<E: Error>(self, value: &[u8]) -> Result<V::Value, E> {
-        match self.depth.tail.take(value) {
+        match self.depth.tail.and_then(|tail| tail.take(value)) {
             Some(tail) => self.inner.visit_byte_buf(tail),
             None => self.inner.visit_bytes(value),
         }
     }
 
     fn visit_borrowed_bytes<E: Error>(self, value: &'de [u8]) -> Result<V::Value, E> {
-        match self.depth.tail.take(value) {
+        match self.depth.tail.and_then(|tail| tail.take(value)) {
             Some(tail) => self.inner.visit_byte_buf(tail),
             None => self.inner.visit_borrowed_bytes(value),
         }

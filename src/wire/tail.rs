@@ -24,7 +24,7 @@ enum State {
 }
 
 /// The tail of the value that is being decoded, if it has one.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Tail {
     bytes: RefCell<Vec<u8>>,
     length: usize,
