@@ -113,6 +113,20 @@ mod tests {
     }
 
     #[test]
+    fn more_is_kept_until_it_is_shed() {
+        keep_more();
+        give(Vec::with_capacity(LARGEST_WHILE_BUSY + 1));
+        assert!(!has_more());
+        give(Vec::with_capacity(LARGEST));
+        assert!(!has_more());
+        give(Vec::with_capacity(LARGEST + 1));
+        assert!(has_more());
+        shed();
+        assert!(!has_more());
+        assert_eq!(KEPT.with_borrow(Vec::len), 1);
+    }
+
+    #[test]
     fn making_room_keeps_what_is_there() {
         let mut buffer = vec![1, 2, 3];
         reserve(&mut buffer, SMALLEST);

@@ -27,6 +27,7 @@ mod admission;
 mod service;
 mod codec;
 mod duplex;
+mod large;
 mod panics;
 mod stdio;
 mod output;
