@@ -48,7 +48,8 @@ pub(crate) fn reserve(buffer: &mut Vec<u8>, more: usize) {
 
 #[cold]
 fn grow(buffer: &mut Vec<u8>, needed: usize) {
-    let mut larger = take(needed);
+    // At least twice as large, for many small pieces may follow each other.
+    let mut larger = take(needed.max(2 * buffer.capacity()));
     larger.extend_from_slice(buffer);
     give(std::mem::replace(buffer, larger));
 }
@@ -124,6 +125,18 @@ mod tests {
         shed();
         assert!(!has_more());
         assert_eq!(KEPT.with_borrow(Vec::len), 1);
+    }
+
+    #[test]
+    fn many_small_pieces_make_room_a_few_times() {
+        let (mut buffer, mut moves) = (Vec::new(), 0);
+        for _ in 0..400_000 {
+            let before = buffer.capacity();
+            reserve(&mut buffer, 3);
+            moves += usize::from(buffer.capacity() > before && before >= SMALLEST);
+            buffer.extend_from_slice(&[1; 3]);
+        }
+        assert!(moves <= 6, "{moves}");
     }
 
     #[test]
