@@ -345,8 +345,11 @@ impl Decoder {
             if self.header_len < HEADER {
                 return Ok(None);
             }
-            if self.header_len == HEADER {
-                self.check_header()?;
+            if self.header_len == HEADER
+                && let Err(error) = self.check_header()
+            {
+                self.header_len = 0;
+                return Err(error);
             }
             // A first frame's header is longer than others.
             if self.header_len < self.header_length() {
