@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -15,7 +15,10 @@ use super::keeper::Due;
 use super::options::TaskOptions;
 use super::timers::{Registered, Timers, after};
 use crate::error::{Cause, TaskError, TimeLimit};
+use crate::shared::ledger::clock;
 use crate::task::table;
+use crate::wire::body::Body;
+use crate::wire::buffers;
 use crate::wire::codec::{take_record, take_u32};
 use crate::wire::frame::Outgoing;
 use crate::wire::message::kind;
@@ -23,42 +26,163 @@ use crate::wire::message::kind;
 /// What a worker answered.
 #[derive(Debug, Default)]
 pub(crate) struct Reply {
-    pub(crate) bytes: Vec<u8>,
-    /// Where the result begins in `bytes`.
-    pub(crate) offset: usize,
-    /// What the result ends with, where that came apart from the rest.
-    pub(crate) tail: Option<Vec<u8>>,
-    pub(crate) fds: Vec<OwnedFd>,
-    /// Who answered.
-    pub(crate) worker: usize,
-    pub(crate) pid: u32,
-    /// How long the worker took, as far as it said.
-    pub(crate) run_time: Duration,
-    /// Elements of a chunk that were lost with their worker: they have no record in `bytes`.
-    pub(crate) lost: Vec<(u64, TaskError)>,
+    bytes: Body,
+    /// The result of one task, behind its run time, and no records.
+    is_single: bool,
+    more: Option<Box<More>>,
 }
 
+/// What short results do without.
+#[derive(Debug, Default)]
+struct More {
+    /// What the result ends with, where that came apart from the rest.
+    tail: Option<Vec<u8>>,
+    fds: Vec<OwnedFd>,
+    /// Who answered.
+    worker: usize,
+    pid: u32,
+    /// How long the worker took for a chunk.
+    run_time: Duration,
+    /// Elements of a chunk that were lost with their worker: they have no record in `bytes`.
+    lost: Vec<(u64, TaskError)>,
+}
+
+/// What a result's run time takes in front of it.
+const RUN_TIME: usize = 4;
+
 impl Reply {
+    /// The result of one task, from a message. `None` where that is too short.
+    pub(crate) fn single(head: Vec<u8>, body: Body, fds: Vec<OwnedFd>) -> Option<Self> {
+        let (bytes, tail) = if head.is_empty() {
+            (body, None)
+        } else {
+            (head.into(), Some(body.into_vec()))
+        };
+        let has_more = tail.is_some() || !fds.is_empty();
+        let more = || {
+            Box::new(More {
+                tail,
+                fds,
+                ..More::default()
+            })
+        };
+        (bytes.len() >= RUN_TIME).then(|| Self {
+            bytes,
+            is_single: true,
+            more: has_more.then(more),
+        })
+    }
+
+    /// The records of a chunk's elements, but for those that were lost.
+    pub(crate) fn records(bytes: Vec<u8>, lost: Vec<(u64, TaskError)>) -> Self {
+        let more = || {
+            Box::new(More {
+                lost,
+                ..More::default()
+            })
+        };
+        Self {
+            bytes: bytes.into(),
+            is_single: false,
+            more: Some(more()),
+        }
+    }
+
+    /// Says who answered, and how long it took.
+    pub(crate) fn from_worker(mut self, worker: usize, pid: u32, run_time: Duration) -> Self {
+        let more = self.more.get_or_insert_default();
+        (more.worker, more.pid, more.run_time) = (worker, pid, run_time);
+        self
+    }
+
     pub(crate) fn body(&self) -> &[u8] {
-        &self.bytes[self.offset..]
+        &self.bytes[if self.is_single { RUN_TIME } else { 0 }..]
     }
 
     /// Whether this is the result of one task, and no records.
     pub(crate) fn is_single(&self) -> bool {
-        self.offset > 0
+        self.is_single
+    }
+
+    /// How long the worker took, as far as it said.
+    pub(crate) fn run_time(&self) -> Duration {
+        if self.is_single {
+            let nanoseconds = take_u32(&mut &self.bytes[..]).unwrap_or(0);
+            return Duration::from_nanos(u64::from(nanoseconds));
+        }
+        self.more.as_ref().map_or(Duration::ZERO, |more| more.run_time)
+    }
+
+    /// The number and the process of the worker that answered a chunk.
+    pub(crate) fn worker(&self) -> (usize, u32) {
+        self.more.as_ref().map_or((0, 0), |more| (more.worker, more.pid))
+    }
+
+    /// Elements of a chunk that were lost with their worker.
+    pub(crate) fn lost(&self) -> &[(u64, TaskError)] {
+        self.more.as_ref().map_or(&[], |more| &more.lost)
+    }
+
+    /// What the result ends with, where that came apart from the rest.
+    pub(crate) fn tail(&self) -> Option<&[u8]> {
+        self.more.as_ref()?.tail.as_deref()
+    }
+
+    pub(crate) fn take_tail(&mut self) -> Option<Vec<u8>> {
+        self.more.as_mut()?.tail.take()
+    }
+
+    pub(crate) fn take_fds(&mut self) -> Vec<OwnedFd> {
+        self.more
+            .as_mut()
+            .map_or_else(Vec::new, |more| std::mem::take(&mut more.fds))
+    }
+
+    /// Gives the memory back.
+    pub(crate) fn give(self) {
+        if let Body::Heap(bytes) = self.bytes {
+            buffers::give(bytes);
+        }
     }
 
     /// A second one like it. Descriptors that cannot be duplicated are missing, which decoding finds.
     pub(crate) fn duplicate(&self) -> Self {
+        let more = |more: &More| More {
+            tail: more.tail.clone(),
+            fds: more.fds.iter().filter_map(|fd| fd.try_clone().ok()).collect(),
+            worker: more.worker,
+            pid: more.pid,
+            run_time: more.run_time,
+            lost: more.lost.clone(),
+        };
         Self {
             bytes: self.bytes.clone(),
-            offset: self.offset,
-            tail: self.tail.clone(),
-            fds: self.fds.iter().filter_map(|fd| fd.try_clone().ok()).collect(),
-            worker: self.worker,
-            pid: self.pid,
-            run_time: self.run_time,
-            lost: self.lost.clone(),
+            is_single: self.is_single,
+            more: self.more.as_deref().map(|old| Box::new(more(old))),
+        }
+    }
+}
+
+/// What is sent to a worker. It may have to be sent again.
+#[derive(Clone, Debug)]
+pub(crate) enum Frame {
+    /// A task, but no chunk, of few bytes and without descriptors.
+    Short(Body),
+    Whole(Arc<Outgoing>),
+}
+
+impl Frame {
+    fn new(outgoing: Outgoing) -> Self {
+        let short = (outgoing.kind() == kind::TASK && outgoing.fds().is_empty())
+            .then(|| Body::small(outgoing.body()))
+            .flatten();
+        short.map_or_else(|| Self::Whole(Arc::new(outgoing)), Self::Short)
+    }
+
+    fn body(&self) -> &[u8] {
+        match self {
+            Self::Short(body) => body,
+            Self::Whole(outgoing) => outgoing.body(),
         }
     }
 }
@@ -68,7 +192,7 @@ const NOWHERE: u32 = u32::MAX;
 
 /// A chunk's frame, and how many elements it has.
 struct Elements {
-    frame: Arc<Outgoing>,
+    frame: Frame,
     count: u64,
 }
 
@@ -83,33 +207,42 @@ fn duplicate(outcome: &Outcome) -> Outcome {
 }
 
 /// A task that was submitted, or is about to be.
+///
+/// Very many may wait, so that it is kept small: what few tasks have lies behind a box.
 pub(crate) struct Call {
     row: u32,
-    is_chunk: bool,
-    /// Bytes of the frame's body.
-    pub(crate) size: usize,
     /// What it counts for in a worker's life: its elements.
     pub(crate) weight: u32,
-    /// A name other than the row's.
-    label: Option<String>,
     pub(crate) priority: i32,
-    /// Its times and tries, if it has any.
-    limits: Option<Box<Limits>>,
-    id: AtomicU64,
     /// The index of the worker that it was sent to last.
     place: AtomicU32,
+    id: AtomicU64,
+    /// When it was made, on the ledgers' clock.
+    pub(crate) submitted: u64,
+    odd: Option<Box<Odd>>,
+    pub(crate) companions: Companions,
+    is_chunk: bool,
     /// Workers that died with this in front of them and not begun.
-    losses: AtomicU32,
-    pub(crate) submitted: Instant,
+    losses: AtomicU8,
+    slot: Mutex<Slot>,
+}
+
+/// What few calls have.
+#[derive(Default)]
+struct Odd {
+    /// A name other than the row's.
+    label: Option<String>,
+    /// Its times and tries.
+    limits: Option<Limits>,
     /// The call whose rest this is, after an element of its chunk was lost with a worker, and where it begins there.
     origin: Option<(Arc<Call>, u64)>,
-    pub(crate) companions: Companions,
-    slot: Mutex<Slot>,
 }
 
 /// What bounds a task in time and tries.
 #[derive(Debug)]
 struct Limits {
+    /// What the times count from.
+    since: Instant,
     timeout: Option<Duration>,
     queue_timeout: Option<Duration>,
     deadline: Option<Instant>,
@@ -124,12 +257,14 @@ struct Limits {
 
 #[derive(Default)]
 struct Slot {
-    /// Kept until the task ends, for it may have to be sent again, and no longer, for the handle may be kept.
-    frame: Option<Arc<Outgoing>>,
     state: SlotState,
     waker: Option<Waker>,
-    /// Waits for room in the queue.
-    waits: bool,
+    extra: Option<Box<Extra>>,
+}
+
+/// What few calls have while they are open.
+#[derive(Default)]
+struct Extra {
     callbacks: Vec<Callback>,
     gather: Option<(Arc<Gather>, usize)>,
     /// Records of a chunk that have come.
@@ -139,11 +274,16 @@ struct Slot {
 
 #[derive(Default)]
 enum SlotState {
-    #[default]
-    Pending,
+    Pending {
+        /// Kept until the task ends, for it may have to be sent again, and no longer, for the handle may be kept.
+        frame: Frame,
+        /// Waits for room in the queue.
+        waits: bool,
+    },
     /// Callbacks run before whoever awaits the outcome goes on: those of so many jobs.
-    Calling(Outcome, usize),
+    Calling(Box<(Outcome, usize)>),
     Done(Outcome),
+    #[default]
     Taken,
 }
 
@@ -165,20 +305,20 @@ impl Call {
         };
         Self {
             row,
-            is_chunk,
-            size: outgoing.body().len(),
             weight,
-            label: None,
             priority: 0,
-            limits: None,
-            id: AtomicU64::new(0),
             place: AtomicU32::new(NOWHERE),
-            losses: AtomicU32::new(0),
-            submitted: Instant::now(),
-            origin: None,
+            id: AtomicU64::new(0),
+            submitted: clock(),
+            odd: None,
             companions: Companions::default(),
+            is_chunk,
+            losses: AtomicU8::new(0),
             slot: Mutex::new(Slot {
-                frame: Some(Arc::new(outgoing)),
+                state: SlotState::Pending {
+                    frame: Frame::new(outgoing),
+                    waits: false,
+                },
                 ..Slot::default()
             }),
         }
@@ -195,8 +335,13 @@ impl Call {
             retries,
         } = *options;
         self.priority = priority;
+        let times = [timeout, queue_timeout, time_to_live];
+        if times == [None; 3] && deadline.is_none() && retries == 0 {
+            return;
+        }
         let end_of_life = time_to_live.map(after);
-        let limits = Limits {
+        self.odd.get_or_insert_default().limits = Some(Limits {
+            since: Instant::now(),
             timeout,
             queue_timeout,
             deadline: deadline.into_iter().chain(end_of_life).min(),
@@ -204,10 +349,15 @@ impl Call {
             begun: AtomicBool::new(false),
             failures: Mutex::default(),
             expiry: Mutex::default(),
-        };
-        let has_limits =
-            timeout.is_some() || queue_timeout.is_some() || limits.deadline.is_some() || retries > 0;
-        self.limits = has_limits.then(|| Box::new(limits));
+        });
+    }
+
+    fn limits(&self) -> Option<&Limits> {
+        self.odd.as_ref()?.limits.as_ref()
+    }
+
+    fn origin(&self) -> Option<&(Arc<Self>, u64)> {
+        self.odd.as_ref()?.origin.as_ref()
     }
 
     /// A call that ends without being submitted, for callbacks to hear of it.
@@ -221,7 +371,7 @@ impl Call {
             Outgoing::new(kind::TASK, Outgoing::buffer(0), Vec::new()),
             u32::MAX,
         );
-        call.label = Some(name.to_owned());
+        call.odd.get_or_insert_default().label = Some(name.to_owned());
         call
     }
 
@@ -254,40 +404,43 @@ impl Call {
         call.id = AtomicU64::new(origin.id());
         call.submitted = origin.submitted;
         call.priority = origin.priority;
-        call.limits = self.limits.as_ref().map(|limits| {
-            Box::new(Limits {
-                timeout: limits.timeout,
-                queue_timeout: limits.queue_timeout,
-                deadline: limits.deadline,
-                retries: limits.retries,
-                begun: AtomicBool::new(true),
-                failures: Mutex::new(failures),
-                // The origin's holds for all of it.
-                expiry: Mutex::default(),
-            })
+        let limits = self.limits().map(|limits| Limits {
+            since: limits.since,
+            timeout: limits.timeout,
+            queue_timeout: limits.queue_timeout,
+            deadline: limits.deadline,
+            retries: limits.retries,
+            begun: AtomicBool::new(true),
+            failures: Mutex::new(failures),
+            // The origin's holds for all of it.
+            expiry: Mutex::default(),
         });
-        call.origin = Some((origin, from));
+        call.odd = Some(Box::new(Odd {
+            label: None,
+            limits,
+            origin: Some((origin, from)),
+        }));
         call
     }
 
     pub(crate) fn has_limits(&self) -> bool {
-        self.limits.is_some()
+        self.limits().is_some()
     }
 
     /// How long the task, or each of its elements, may run.
     pub(crate) fn timeout(&self) -> Option<Duration> {
-        self.limits.as_ref()?.timeout
+        self.limits()?.timeout
     }
 
     /// Whether the deadline has come.
     pub(crate) fn is_late(&self, now: Instant) -> bool {
-        let deadline = self.limits.as_ref().and_then(|limits| limits.deadline);
+        let deadline = self.limits().and_then(|limits| limits.deadline);
         deadline.is_some_and(|deadline| deadline <= now)
     }
 
     /// Which time is up of a task that has not started, or when the next will be.
     pub(crate) fn waited(&self, now: Instant) -> Result<TimeLimit, Option<Instant>> {
-        let Some(limits) = &self.limits else {
+        let Some(limits) = self.limits() else {
             return Err(None);
         };
         if self.is_late(now) {
@@ -296,7 +449,7 @@ impl Call {
         let longest = limits
             .queue_timeout
             .filter(|_| !limits.begun.load(Ordering::Relaxed))
-            .and_then(|timeout| Some((timeout, self.submitted.checked_add(timeout)?)));
+            .and_then(|timeout| Some((timeout, limits.since.checked_add(timeout)?)));
         match longest {
             Some((timeout, end)) if end <= now => Ok(TimeLimit::QueueTimeout(timeout)),
             _ => Err(longest
@@ -309,19 +462,19 @@ impl Call {
 
     /// Notes that it has started, if only for a try that failed.
     pub(crate) fn set_begun(self: &Arc<Self>) {
-        if let Some(limits) = &self.target().limits {
+        if let Some(limits) = self.target().limits() {
             limits.begun.store(true, Ordering::Relaxed);
         }
     }
 
     /// When the deadline comes.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.limits.as_ref()?.deadline
+        self.limits()?.deadline
     }
 
     /// Has the time that the task may wait, and its deadline, watched.
     pub(crate) fn watch(self: &Arc<Self>, timers: &Arc<Timers<Due>>, at: Instant) {
-        if let Some(limits) = &self.limits {
+        if let Some(limits) = self.limits() {
             let registered = timers.register(at, Due::Expire(Arc::downgrade(self)));
             *limits.expiry.lock().unwrap_or_else(PoisonError::into_inner) = Some(registered);
         }
@@ -329,14 +482,14 @@ impl Call {
 
     /// Whether its times are watched.
     pub(crate) fn is_watched(&self) -> bool {
-        let expiry = self.limits.as_ref().map(|limits| limits.expiry.lock());
+        let expiry = self.limits().map(|limits| limits.expiry.lock());
         expiry.is_some_and(|expiry| expiry.unwrap_or_else(PoisonError::into_inner).is_some())
     }
 
     /// Notes a failure that is not the task's own. `Ok` when it may be tried again; otherwise the error, with those of
     /// all tries.
     pub(crate) fn try_again(&self, error: TaskError) -> Result<(), TaskError> {
-        let Some(limits) = &self.limits else {
+        let Some(limits) = self.limits() else {
             return Err(error);
         };
         let mut failures = limits.failures.lock().unwrap_or_else(PoisonError::into_inner);
@@ -348,7 +501,7 @@ impl Call {
     }
 
     pub(crate) fn name(&self) -> &str {
-        match &self.label {
+        match self.odd.as_ref().and_then(|odd| odd.label.as_ref()) {
             Some(label) => label,
             None => table::entry(self.row).map_or("", |entry| entry.name),
         }
@@ -374,8 +527,8 @@ impl Call {
     }
 
     /// Counts a worker that died with this in front of it and not begun.
-    pub(crate) fn count_loss(&self) -> u32 {
-        self.losses.fetch_add(1, Ordering::Relaxed) + 1
+    pub(crate) fn count_loss(&self) -> u8 {
+        self.losses.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 
     pub(crate) fn is_chunk(&self) -> bool {
@@ -383,8 +536,19 @@ impl Call {
     }
 
     /// What is sent to a worker; `None` once the task has ended.
-    pub(crate) fn frame(&self) -> Option<Arc<Outgoing>> {
-        self.lock().frame.clone()
+    pub(crate) fn frame(&self) -> Option<Frame> {
+        match &self.lock().state {
+            SlotState::Pending { frame, .. } => Some(frame.clone()),
+            _ => None,
+        }
+    }
+
+    /// Bytes of its frame's body, while it has one.
+    pub(crate) fn size(&self) -> usize {
+        match &self.lock().state {
+            SlotState::Pending { frame, .. } => frame.body().len(),
+            _ => 0,
+        }
     }
 
     /// Takes along what is to travel with the task.
@@ -409,7 +573,7 @@ impl Call {
 
     /// The call that somebody waits for.
     fn target(self: &Arc<Self>) -> &Arc<Self> {
-        self.origin.as_ref().map_or(self, |(origin, _)| origin)
+        self.origin().map_or(self, |(origin, _)| origin)
     }
 
     fn lock(&self) -> MutexGuard<'_, Slot> {
@@ -419,21 +583,19 @@ impl Call {
     /// Adds records of elements that a chunk has finished.
     pub(crate) fn push_part(self: &Arc<Self>, records: Vec<u8>) {
         let mut slot = self.target().lock();
-        if slot.parts.is_empty() {
-            slot.parts = records;
+        let parts = &mut slot.extra.get_or_insert_default().parts;
+        if parts.is_empty() {
+            *parts = records;
         } else {
-            slot.parts.extend_from_slice(&records);
+            parts.extend_from_slice(&records);
         }
     }
 
     /// All elements of a chunk have been answered.
     pub(crate) fn finish_chunk(self: &Arc<Self>) -> Reply {
         let mut slot = self.target().lock();
-        Reply {
-            bytes: std::mem::take(&mut slot.parts),
-            lost: std::mem::take(&mut slot.lost),
-            ..Reply::default()
-        }
+        let extra = slot.extra.get_or_insert_default();
+        Reply::records(std::mem::take(&mut extra.parts), std::mem::take(&mut extra.lost))
     }
 
     /// The worker was lost at `element` of this chunk. What has been finished is kept; the element is lost, if it has
@@ -452,7 +614,7 @@ impl Call {
         self.fail_until(element, &error);
         if element > 0 {
             // Failures so far are those of the first element; this one has none.
-            let again = self.limits.as_ref().is_some_and(|limits| limits.retries > 0);
+            let again = self.limits().is_some_and(|limits| limits.retries > 0);
             if again && !self.is_late(Instant::now()) {
                 return self.rest(element, vec![error]);
             }
@@ -479,7 +641,7 @@ impl Call {
     }
 
     fn failures(&self) -> Vec<TaskError> {
-        let failures = self.limits.as_ref().map(|limits| limits.failures.lock());
+        let failures = self.limits().map(|limits| limits.failures.lock());
         failures.map_or_else(Vec::new, |failures| {
             failures.unwrap_or_else(PoisonError::into_inner).clone()
         })
@@ -502,14 +664,15 @@ impl Call {
 
     /// Where this chunk begins in the one that somebody waits for.
     fn base(&self) -> u64 {
-        self.origin.as_ref().map_or(0, |&(_, from)| from)
+        self.origin().map_or(0, |&(_, from)| from)
     }
 
     /// How many elements of the whole chunk have an outcome.
     fn finished(self: &Arc<Self>) -> u64 {
         let slot = self.target().lock();
-        let mut records = &slot.parts[..];
-        let mut finished = slot.lost.len() as u64;
+        let Some(extra) = &slot.extra else { return 0 };
+        let mut records = &extra.parts[..];
+        let mut finished = extra.lost.len() as u64;
         while take_record(&mut records).is_some() {
             finished += 1;
         }
@@ -520,8 +683,9 @@ impl Call {
     fn fail_until(self: &Arc<Self>, end: u64, error: &TaskError) {
         let finished = self.finished();
         let mut slot = self.target().lock();
+        let lost = &mut slot.extra.get_or_insert_default().lost;
         for index in finished..self.base() + end {
-            slot.lost.push((index, error.clone()));
+            lost.push((index, error.clone()));
         }
     }
 
@@ -554,12 +718,13 @@ impl Call {
     pub(crate) fn complete(self: &Arc<Self>, outcome: Outcome, callbacks: &Callbacks) {
         let target = self.target();
         let mut slot = target.lock();
-        if !matches!(slot.state, SlotState::Pending) {
+        if !matches!(slot.state, SlotState::Pending { .. }) {
             return;
         }
-        // Freed without the lock, for it may be large.
-        let _frame = slot.frame.take();
-        let _expiry = target.limits.as_ref().and_then(|limits| {
+        // Freed without the lock, for its frame may be large.
+        let before = std::mem::take(&mut slot.state);
+        let waited = matches!(before, SlotState::Pending { waits: true, .. });
+        let _expiry = target.limits().and_then(|limits| {
             limits
                 .expiry
                 .lock()
@@ -568,9 +733,8 @@ impl Call {
         });
         #[cfg(feature = "tracing")]
         let _origin = target.companions.retire();
-        let waited = std::mem::take(&mut slot.waits);
-        if let Some((gather, index)) = slot.gather.take() {
-            slot.state = SlotState::Taken;
+        let mut extra = slot.extra.take();
+        if let Some((gather, index)) = extra.as_mut().and_then(|extra| extra.gather.take()) {
             let waker = slot.waker.take();
             drop(slot);
             gather.complete(index, outcome, callbacks);
@@ -579,7 +743,8 @@ impl Call {
             }
             return;
         }
-        if slot.callbacks.is_empty() {
+        let jobs = extra.map_or_else(Vec::new, |extra| extra.callbacks);
+        if jobs.is_empty() {
             slot.state = SlotState::Done(outcome);
             let waker = slot.waker.take();
             drop(slot);
@@ -587,9 +752,8 @@ impl Call {
                 waker.wake();
             }
         } else {
-            let jobs = std::mem::take(&mut slot.callbacks);
             let copy = duplicate(&outcome);
-            slot.state = SlotState::Calling(outcome, 1);
+            slot.state = SlotState::Calling(Box::new((outcome, 1)));
             drop(slot);
             callbacks.run(Job {
                 call: Arc::clone(target),
@@ -603,11 +767,12 @@ impl Call {
     pub(crate) fn release(&self) {
         let mut slot = self.lock();
         match std::mem::take(&mut slot.state) {
-            SlotState::Calling(outcome, jobs) if jobs > 1 => {
-                slot.state = SlotState::Calling(outcome, jobs - 1);
+            SlotState::Calling(mut calling) if calling.1 > 1 => {
+                calling.1 -= 1;
+                slot.state = SlotState::Calling(calling);
                 return;
             }
-            SlotState::Calling(outcome, _) => slot.state = SlotState::Done(outcome),
+            SlotState::Calling(calling) => slot.state = SlotState::Done(calling.0),
             state => {
                 slot.state = state;
                 return;
@@ -625,15 +790,15 @@ impl Call {
         let mut slot = self.lock();
         let (outcome, jobs) = match std::mem::take(&mut slot.state) {
             SlotState::Done(outcome) => (outcome, 0),
-            SlotState::Calling(outcome, jobs) => (outcome, jobs),
+            SlotState::Calling(calling) => *calling,
             state => {
                 slot.state = state;
-                slot.callbacks.push(callback);
+                slot.extra.get_or_insert_default().callbacks.push(callback);
                 return;
             }
         };
         let copy = duplicate(&outcome);
-        slot.state = SlotState::Calling(outcome, jobs + 1);
+        slot.state = SlotState::Calling(Box::new((outcome, jobs + 1)));
         drop(slot);
         callbacks.run(Job {
             call: Arc::clone(self),
@@ -643,20 +808,23 @@ impl Call {
     }
 
     pub(crate) fn set_gather(&self, gather: Arc<Gather>, index: usize) {
-        self.lock().gather = Some((gather, index));
+        self.lock().extra.get_or_insert_default().gather = Some((gather, index));
     }
 
     /// The queue has no room for this now.
     pub(crate) fn wait(&self) {
-        let mut slot = self.lock();
         // Nothing is told to one that has ended meanwhile.
-        slot.waits = matches!(slot.state, SlotState::Pending);
+        if let SlotState::Pending { waits, .. } = &mut self.lock().state {
+            *waits = true;
+        }
     }
 
     /// The queue has taken this.
     pub(crate) fn admit(&self) {
         let mut slot = self.lock();
-        if std::mem::take(&mut slot.waits) {
+        if let SlotState::Pending { waits, .. } = &mut slot.state
+            && std::mem::take(waits)
+        {
             let waker = slot.waker.take();
             drop(slot);
             if let Some(waker) = waker {
@@ -669,7 +837,7 @@ impl Call {
     /// task: there is one waker.
     pub(crate) fn poll_admitted(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut slot = self.lock();
-        if slot.waits {
+        if let SlotState::Pending { waits: true, .. } = slot.state {
             slot.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
@@ -736,6 +904,13 @@ mod tests {
             assert_eq!((rest.base(), u64::from(rest.weight)), (element + 1, 3 - element));
             assert!(rest.failures().is_empty());
         }
+    }
+
+    #[test]
+    fn a_call_that_waits_is_small() {
+        // With the counts of its `Arc`, its place in the queue and its handle, and what an allocator adds.
+        assert!(size_of::<Call>() + 16 + 8 <= 176, "{}", size_of::<Call>());
+        assert!(size_of::<crate::AsyncResult<u64>>() <= 40);
     }
 
     #[test]

@@ -192,14 +192,13 @@ fn encode_error(row: u32, error: EncodeError) -> TaskError {
 
 /// The result of a single task.
 pub(crate) fn decode_single<R: DeserializeOwned>(call: &Call, mut reply: Reply) -> Result<R, TaskError> {
-    let fds = std::mem::take(&mut reply.fds);
-    let tail = reply.tail.take();
+    let (fds, tail) = (reply.take_fds(), reply.take_tail());
     let encoded = Encoded {
         bytes: reply.body(),
         tail,
     };
     let decoded = wire::attachments::provide(fds, || codec::decode_encoded(encoded));
-    wire::buffers::give(reply.bytes);
+    reply.give();
     decoded.map_err(|message| call.error(Cause::Decode(format!("the result: {message}"))))
 }
 
@@ -211,7 +210,7 @@ pub(crate) fn decode_chunk<R: DeserializeOwned, B>(
     mut take: impl FnMut(Result<R, TaskError>) -> ControlFlow<B>,
 ) -> ControlFlow<B> {
     let mut records = reply.body();
-    let mut lost = reply.lost.iter().peekable();
+    let mut lost = reply.lost().iter().peekable();
     for index in 0..count as u64 {
         let result = if let Some((_, error)) = lost.next_if(|(element, _)| *element == index) {
             Err(error.clone())
@@ -235,7 +234,10 @@ fn undecoded(call: &Call, message: &str) -> TaskError {
 #[cold]
 fn element_failure(call: &Call, reply: &Reply, record: Option<&[u8]>) -> TaskError {
     match record.map(codec::decode::<Failure>) {
-        Some(Ok(failure)) => failure_error(call.name(), failure, reply.worker, reply.pid),
+        Some(Ok(failure)) => {
+            let (worker, pid) = reply.worker();
+            failure_error(call.name(), failure, worker, pid)
+        }
         Some(Err(message)) => call.error(Cause::Decode(format!("the failure: {message}"))),
         None => call.error(Cause::Decode(
             "the worker sent no result for this element".to_owned(),
@@ -425,20 +427,21 @@ impl Gather {
         let counts = std::mem::take(&mut state.counts);
         state.chunks.clear();
         drop(state);
-        let mut whole = Reply::default();
+        let mut whole = Vec::new();
         for (reply, count) in outcomes.into_iter().flatten().zip(counts) {
             if reply.is_single() {
-                let pushed = push_record(&mut whole.bytes, |bytes| {
+                let pushed = push_record(&mut whole, |bytes| {
                     bytes.extend_from_slice(reply.body());
-                    bytes.extend(reply.tail.iter().flatten());
+                    bytes.extend(reply.tail().into_iter().flatten());
                     Ok::<_, ()>(false)
                 });
                 debug_assert_eq!((pushed, count), (Ok(()), 1));
             } else {
-                whole.bytes.extend_from_slice(reply.body());
+                whole.extend_from_slice(reply.body());
             }
         }
-        self.whole.complete(Ok(whole), callbacks);
+        self.whole
+            .complete(Ok(Reply::records(whole, Vec::new())), callbacks);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Gathering> {
@@ -448,7 +451,7 @@ impl Gather {
 
 /// The first element of a chunk that failed.
 fn first_failure(call: &Call, reply: &Reply) -> Option<TaskError> {
-    if let Some((_, error)) = reply.lost.first() {
+    if let Some((_, error)) = reply.lost().first() {
         return Some(error.clone());
     }
     if reply.is_single() {

@@ -15,21 +15,21 @@ use super::call::{Call, Outcome, Reply};
 use super::callback::Callbacks;
 use super::caller::Callers;
 use super::keeper::{Due, Start};
-use super::link::{Link, Parcel, Waiting};
+use super::link::{Link, Waiting};
 use super::state::{Action, Cancelled, Phase, Refusal, Sizing, State, WorkerState};
 use super::stats::{Latencies, WorkerStats, WorkerStatus};
 use super::timers::{Timers, after};
 use crate::error::{BuildError, Cause, TaskError, TimeLimit, WorkerLoss};
 use crate::process::listen::Ears;
 use crate::runtime;
-use crate::shared::ledger::Started;
+use crate::shared::ledger::{Started, clock};
 use crate::wire::codec;
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Control, Failure, kind};
 
 /// Workers that may die one after the other with a task in front of them that they had not begun, before it is taken
 /// for the cause.
-const LOSSES_BEFORE_START: u32 = 5;
+const LOSSES_BEFORE_START: u8 = 5;
 
 /// What a worker may take to give back or stop a cancelled task before it is stopped itself.
 const RECALL_GRACE: Duration = Duration::from_secs(1);
@@ -173,7 +173,7 @@ impl Shared {
         core.check_start()?;
         let submitted = core
             .state
-            .submit(call.priority, call.weight, call.size, Arc::clone(call));
+            .submit(call.priority, call.weight, call.size(), Arc::clone(call));
         let id = submitted.map_err(|refusal| core.refusal(refusal))?;
         self.submitted(core, call, id);
         Ok(())
@@ -215,7 +215,7 @@ impl Shared {
         core.check_start()?;
         let submitted = core
             .state
-            .submit_or_wait(call.priority, call.weight, call.size, Arc::clone(call));
+            .submit_or_wait(call.priority, call.weight, call.size(), Arc::clone(call));
         let (id, waits) = submitted.map_err(|refusal| core.refusal(refusal))?;
         if waits {
             call.wait();
@@ -351,13 +351,13 @@ impl Shared {
                             link.ledger.allow(id);
                         }
                         let company = payload.context();
-                        let before = company.map(|context| link.push(Parcel::Message(context), id));
+                        let before = company.map(|context| link.push_message(context, id));
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
                         if !urgent {
                             self.wait_at(link);
                         }
-                        let waiting = link.push(Parcel::Task(frame), id);
+                        let waiting = link.push_task(frame, id);
                         if urgent || waiting == Waiting::Much {
                             if !flush.iter().any(|other| Arc::ptr_eq(other, link)) {
                                 flush.push(Arc::clone(link));
@@ -375,7 +375,7 @@ impl Shared {
                 Action::Shutdown { worker } => {
                     if let Some(link) = &core.links[worker] {
                         let message = Outgoing::new(kind::SHUTDOWN, Outgoing::buffer(0), Vec::new());
-                        link.push(Parcel::Message(message), 0);
+                        link.push_message(message, 0);
                         link.killer.expect_end();
                         link.ending.notify_one();
                         flush.push(Arc::clone(link));
@@ -428,7 +428,7 @@ impl Shared {
         if messages.is_empty() {
             return Ok(());
         }
-        let now = Instant::now();
+        let now = clock();
         let mut done: Vec<(Arc<Call>, Outcome)> = Vec::new();
         let mut fault = None;
         let mut core = self.lock();
@@ -438,7 +438,7 @@ impl Shared {
                 break;
             }
         }
-        self.look_at(&mut core, link, now);
+        self.look_at(&mut core, link);
         self.act(core);
         for (call, outcome) in done {
             call.complete(outcome, &self.callbacks);
@@ -691,13 +691,8 @@ impl Core {
     ) {
         let error = call.error(cause);
         let again = if call.is_chunk() {
-            call.lose_element(element, error).map_err(|reply| {
-                Ok(Reply {
-                    worker: link.number,
-                    pid: link.pid,
-                    ..reply
-                })
-            })
+            call.lose_element(element, error)
+                .map_err(|reply| Ok(reply.from_worker(link.number, link.pid, Duration::ZERO)))
         } else {
             let tried = call.try_again(error).map_err(Err);
             tried.map(|()| Arc::clone(&call))
@@ -710,8 +705,8 @@ impl Core {
 
     /// A worker did not begin a task, for it was revoked there, and nobody has said how it ends: the time that it may
     /// wait has come to its end at this moment, or it waits for a worker again.
-    fn unbegun(&mut self, call: Arc<Call>, now: Instant, done: &mut Vec<(Arc<Call>, Outcome)>) {
-        let Ok(limit) = call.waited(now) else {
+    fn unbegun(&mut self, call: Arc<Call>, done: &mut Vec<(Arc<Call>, Outcome)>) {
+        let Ok(limit) = call.waited(Instant::now()) else {
             self.resubmit(call, done);
             return;
         };
@@ -737,7 +732,7 @@ impl Core {
             return;
         }
         self.state
-            .resubmit(call.priority, call.id(), call.weight, call.size, call);
+            .resubmit(call.priority, call.id(), call.weight, call.size(), call);
     }
 
     /// The workers by number, one for each.
@@ -775,7 +770,7 @@ impl Core {
         &mut self,
         link: &Link,
         message: Message,
-        now: Instant,
+        now: u64,
         done: &mut Vec<(Arc<Call>, Outcome)>,
     ) -> Result<(), String> {
         let worker = link.place;
@@ -791,25 +786,8 @@ impl Core {
         }
         match kind {
             kind::VALUE => {
-                let (body, tail) = if head.is_empty() {
-                    (body, None)
-                } else {
-                    (head, Some(body))
-                };
-                let nanoseconds =
-                    codec::take_u32(&mut &body[..]).ok_or("sent a result without a run time")?;
-                let run_time = Duration::from_nanos(u64::from(nanoseconds));
-                if let Some(call) = self.answered(link, id, Some(run_time), now)? {
-                    let reply = Reply {
-                        bytes: body,
-                        offset: 4,
-                        tail,
-                        fds,
-                        worker: link.number,
-                        pid: link.pid,
-                        run_time,
-                        lost: Vec::new(),
-                    };
+                let reply = Reply::single(head, body, fds).ok_or("sent a result without a run time")?;
+                if let Some(call) = self.answered(link, id, Some(reply.run_time()), now)? {
                     done.push((call, Ok(reply)));
                 }
             }
@@ -817,7 +795,7 @@ impl Core {
                 let failure: Failure = codec::decode(&body).map_err(unreadable)?;
                 if let Some(call) = self.answered(link, id, None, now)? {
                     if failure == Failure::Cancelled {
-                        self.unbegun(call, now, done);
+                        self.unbegun(call, done);
                         return Ok(());
                     }
                     let error = failure_error(call.name(), failure, link.number, link.pid);
@@ -825,7 +803,7 @@ impl Core {
                 }
             }
             kind::PART => match self.state.payload(worker, id) {
-                Some(call) if call.is_chunk() => call.push_part(body),
+                Some(call) if call.is_chunk() => call.push_part(body.into_vec()),
                 Some(_) => return Err(format!("answered task {id} as if it were a chunk")),
                 // Of a pool that was terminated: the answers have nowhere to go.
                 None if self.end.is_some() => {}
@@ -859,13 +837,7 @@ impl Core {
                     } else {
                         call.finish_chunk()
                     };
-                    let reply = Reply {
-                        worker: link.number,
-                        pid: link.pid,
-                        run_time,
-                        ..reply
-                    };
-                    done.push((call, Ok(reply)));
+                    done.push((call, Ok(reply.from_worker(link.number, link.pid, run_time))));
                 }
             }
             kind::RECALLED => {
@@ -886,7 +858,7 @@ impl Core {
         link: &Link,
         id: u64,
         run_time: Option<Duration>,
-        now: Instant,
+        now: u64,
     ) -> Result<Option<Arc<Call>>, String> {
         if self.end.is_some() {
             return Ok(None);
@@ -899,7 +871,7 @@ impl Core {
         link.set_answered();
         if let Some(call) = &call {
             self.latencies
-                .record(now.saturating_duration_since(call.submitted));
+                .record(Duration::from_nanos(now.saturating_sub(call.submitted)));
         }
         Ok(call)
     }

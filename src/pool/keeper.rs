@@ -299,7 +299,7 @@ impl Shared {
     }
 
     /// After answers of a worker: whether it should be replaced, and whether it is idle.
-    pub(crate) fn look_at(&self, core: &mut Core, link: &Link, now: Instant) {
+    pub(crate) fn look_at(&self, core: &mut Core, link: &Link) {
         if core.end.is_some() {
             return;
         }
@@ -312,7 +312,7 @@ impl Shared {
         if self.config.can_shrink() {
             let is_idle = core.state.is_idle(link.place);
             let mut watch = link.lock_watch();
-            watch.idle_since = is_idle.then_some(now);
+            watch.idle_since = is_idle.then(Instant::now);
             if is_idle && !watch.idle_check && core.state.size() > self.config.least_workers {
                 watch.idle_check = true;
                 drop(watch);

@@ -21,6 +21,7 @@ use tokio::io::Interest;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use super::call::Frame;
 use super::dispatch::Shared;
 use super::keeper::Watch;
 use crate::error::TimeLimit;
@@ -31,7 +32,7 @@ use crate::shared::ledger::Ledger;
 use crate::shared::watched::{Watched, watch};
 use crate::wire::codec::{drop_quietly, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
-use crate::wire::message::Control;
+use crate::wire::message::{Control, kind};
 use crate::wire::transport::{Carry, Outbox, Received, Receiver, is_disconnect};
 
 /// Frames for a busy worker leave when they add up to this, or when the driving future runs next.
@@ -46,7 +47,7 @@ const LEDGER: &str = "it wrote garbage into its ledger";
 
 /// What goes to a worker.
 #[derive(Debug)]
-pub(crate) enum Parcel {
+enum Parcel {
     Task(Arc<Outgoing>),
     Message(Outgoing),
 }
@@ -237,14 +238,24 @@ impl Link {
         overdue.insert(id, limit);
     }
 
-    /// Puts something into the outbox.
-    pub(crate) fn push(&self, parcel: Parcel, id: u64) -> Waiting {
-        if let Parcel::Task(_) = parcel {
-            self.had_tasks.store(true, Ordering::Relaxed);
-        }
+    /// Puts a task into the outbox.
+    pub(crate) fn push_task(&self, frame: Frame, id: u64) -> Waiting {
+        self.had_tasks.store(true, Ordering::Relaxed);
+        self.push(|outbox| match frame {
+            Frame::Short(body) => outbox.push_short(kind::TASK, &body, id),
+            Frame::Whole(frame) => outbox.push(Parcel::Task(frame), id),
+        })
+    }
+
+    /// Puts something else into the outbox.
+    pub(crate) fn push_message(&self, message: Outgoing, id: u64) -> Waiting {
+        self.push(|outbox| outbox.push(Parcel::Message(message), id))
+    }
+
+    fn push(&self, push: impl FnOnce(&mut Outbox<Parcel>)) -> Waiting {
         let mut out = self.lock_out();
         let was_empty = out.outbox.is_empty();
-        out.outbox.push(parcel, id);
+        push(&mut out.outbox);
         if out.outbox.waiting() >= BATCH {
             Waiting::Much
         } else if was_empty {
@@ -284,7 +295,7 @@ impl Link {
             out.writing = false;
             self.ledger.ring();
             match result {
-                Ok(()) => {}
+                Ok(()) => out.outbox.reuse(batch),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     batch.append(std::mem::take(&mut out.outbox));
                     out.outbox = batch;

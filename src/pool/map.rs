@@ -207,7 +207,7 @@ where
 
     fn learn(&mut self, ended: &Ended) {
         match &ended.outcome {
-            Ok((_, reply)) => self.size.learn(ended.count, reply.run_time),
+            Ok((_, reply)) => self.size.learn(ended.count, reply.run_time()),
             // The rest of the input would fare no better, and may have no end.
             Err(error) if error.is_pool_closed() => self.stop_reading(),
             Err(_) => {}

@@ -410,7 +410,7 @@ impl<R: DeserializeOwned + 'static> Task<R> {
     /// [`PoolBuilder::trace_context`](crate::PoolBuilder::trace_context) says.
     pub fn trace_context(mut self, context: TraceContext) -> Self {
         if let Ok(call) = &mut self.call {
-            call.companions.trace = Some(context);
+            call.companions.set_trace(context);
         }
         self
     }

@@ -301,7 +301,7 @@ impl Shared {
         let submitted = match core.check_start() {
             Ok(()) => core
                 .state
-                .submit_kept(call.priority, call.weight, call.size, Arc::clone(call))
+                .submit_kept(call.priority, call.weight, call.size(), Arc::clone(call))
                 .map_err(|refusal| core.refusal(refusal)),
             Err(cause) => {
                 core.state.release_room();

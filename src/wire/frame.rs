@@ -17,6 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::OwnedFd;
 
+use super::body::{Body, HERE};
 use super::buffers;
 use crate::shared::pages;
 
@@ -54,7 +55,7 @@ pub(crate) struct Message {
     pub(crate) id: u64,
     /// What the sender wanted to be kept apart from the rest; most often nothing.
     pub(crate) head: Vec<u8>,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Body,
     pub(crate) fds: Vec<OwnedFd>,
 }
 
@@ -315,8 +316,36 @@ impl Decoder {
         }
     }
 
+    /// A short message that is one frame and lies whole in front of `input`, as most do.
+    #[inline]
+    fn decode_short(&self, input: &mut &[u8]) -> Option<Message> {
+        let (header, rest) = input.split_first_chunk::<HEADER>()?;
+        let [l0, l1, l2, l3, kind, 0, 0, 0, id @ ..] = *header else {
+            return None;
+        };
+        let length = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+        let is_short = length <= HERE && length as u64 <= self.limit;
+        let (body, rest) = rest.split_at_checked(length).filter(|_| is_short)?;
+        let message = Message {
+            kind,
+            id: u64::from_le_bytes(id),
+            head: Vec::new(),
+            body: Body::small(body)?,
+            fds: Vec::new(),
+        };
+        *input = rest;
+        Some(message)
+    }
+
     /// Consumes bytes from the front of `input` until a message is whole or `input` is empty.
     pub(crate) fn decode(&mut self, input: &mut &[u8]) -> Result<Option<Message>, FrameError> {
+        if self.current.is_none()
+            && self.header_len == 0
+            && self.partial.is_empty()
+            && let Some(message) = self.decode_short(input)
+        {
+            return Ok(Some(message));
+        }
         loop {
             if let Some(mut current) = self.current.take() {
                 let taken = current.remaining.min(input.len());
@@ -533,7 +562,7 @@ impl Decoder {
             kind,
             id,
             head: partial.head,
-            body: partial.body,
+            body: partial.body.into(),
             fds: partial.fds,
         }))
     }

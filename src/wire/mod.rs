@@ -4,6 +4,7 @@
 //! values into bytes and back, `attachments` carries file descriptors beside them, and `transport` moves it all
 //! over a socket.
 
+pub(crate) mod body;
 pub(crate) mod buffers;
 pub(crate) mod frame;
 pub(crate) mod message;

@@ -13,7 +13,7 @@ use rustix::net::{
 
 use crate::shared::pages;
 
-use super::frame::{Decoder, FrameError, MAX_FDS, Message, Outgoing, Prefix};
+use super::frame::{Decoder, FrameError, MAX_FDS, Message, Outgoing, Prefix, header};
 
 /// What one `recvmsg` takes at most, unless it reads the body of a large frame.
 const SCRATCH: usize = 64 * 1024;
@@ -116,6 +116,8 @@ enum Piece<M> {
 pub(crate) struct Outbox<M> {
     pieces: VecDeque<Piece<M>>,
     bytes: usize,
+    /// The memory of frames that have left.
+    spare: Vec<u8>,
 }
 
 impl<M> Default for Outbox<M> {
@@ -123,6 +125,7 @@ impl<M> Default for Outbox<M> {
         Self {
             pieces: VecDeque::new(),
             bytes: 0,
+            spare: Vec::new(),
         }
     }
 }
@@ -137,27 +140,47 @@ impl<M: Carry> Outbox<M> {
         self.bytes
     }
 
+    /// A message of a few bytes, without descriptors.
+    pub(crate) fn push_short(&mut self, kind: u8, body: &[u8], id: u64) {
+        self.coalesce(body.len(), |bytes| {
+            bytes.extend_from_slice(&header(body.len(), kind, 0, 0, id));
+            bytes.extend_from_slice(body);
+        });
+    }
+
     pub(crate) fn push(&mut self, message: M, id: u64) {
         let outgoing = message.outgoing();
-        self.bytes += outgoing.body().len();
-        if outgoing.body().len() > COALESCE || !outgoing.fds().is_empty() {
-            self.pieces.push_back(Piece::Frames {
-                message,
-                id,
-                offset: 0,
-                within: 0,
-            });
+        let length = outgoing.body().len();
+        if length <= COALESCE && outgoing.fds().is_empty() {
+            self.coalesce(length, |bytes| outgoing.append_single(id, bytes));
             return;
         }
+        self.bytes += length;
+        self.pieces.push_back(Piece::Frames {
+            message,
+            id,
+            offset: 0,
+            within: 0,
+        });
+    }
+
+    /// Has a frame written behind the others.
+    fn coalesce(&mut self, length: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        self.bytes += length;
         if let Some(Piece::Bytes { bytes, .. }) = self.pieces.back_mut()
             && bytes.len() < BATCH
         {
-            outgoing.append_single(id, bytes);
+            write(bytes);
             return;
         }
-        let mut bytes = Vec::with_capacity(1024);
-        outgoing.append_single(id, &mut bytes);
+        let mut bytes = std::mem::take(&mut self.spare);
+        write(&mut bytes);
         self.pieces.push_back(Piece::Bytes { bytes, sent: 0 });
+    }
+
+    /// Takes the memory of one that has sent all.
+    pub(crate) fn reuse(&mut self, sent: Self) {
+        self.spare = sent.spare;
     }
 
     /// Puts what `newer` holds behind what this one holds.
@@ -181,8 +204,12 @@ impl<M: Carry> Outbox<M> {
                     within,
                 } => write_frames(fd, message.outgoing(), *id, offset, within, flags)?,
             };
-            if finished {
-                self.pieces.pop_front();
+            if finished
+                && let Some(Piece::Bytes { mut bytes, .. }) = self.pieces.pop_front()
+                && bytes.capacity() <= 2 * BATCH
+            {
+                bytes.clear();
+                self.spare = bytes;
             }
         }
         self.bytes = 0;

@@ -11,6 +11,7 @@ use crate::shared::ledger::clock;
 use crate::task::entry::{AsyncTask, Elements, Entry, Run};
 use crate::task::table;
 use crate::wire::attachments;
+use crate::wire::body::Body;
 use crate::wire::buffers;
 use crate::wire::codec::{Encoded, message_bytes, push_record, take_record, take_u32};
 use crate::wire::frame::{Message, Outgoing};
@@ -67,7 +68,7 @@ impl Prepared {
         } else {
             Encoded {
                 bytes: &head[self.arguments..],
-                tail: Some(std::mem::take(body)),
+                tail: Some(std::mem::take(body).into_vec()),
             }
         }
     }
@@ -101,7 +102,9 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
         }
         Run::Never => (Err(Failure::UnknownTask(0)), Vec::new()),
     };
-    buffers::give(task.message.body);
+    if let Body::Heap(bytes) = task.message.body {
+        buffers::give(bytes);
+    }
     match result {
         Ok((bytes, tail)) => value_reply(bytes, tail, task.began, fds),
         Err(failure) => failure_reply(&failure),

@@ -211,7 +211,7 @@ proptest! {
             .into_iter()
             .map(|Message { kind, id, head, body, fds }| {
                 let position = |fd: OwnedFd| numbers.iter().position(|&number| number == fd.as_raw_fd()).unwrap();
-                Plain { kind, id, head, body, fds: fds.into_iter().map(position).collect() }
+                Plain { kind, id, head, body: body.into_vec(), fds: fds.into_iter().map(position).collect() }
             })
             .collect();
         prop_assert_eq!(messages, stream.messages);
@@ -229,7 +229,7 @@ proptest! {
             prop_assert!(messages.len() < stream.messages.len());
         }
         for (message, expected) in messages.iter().zip(&stream.messages) {
-            prop_assert_eq!((&message.head, &message.body), (&expected.head, &expected.body));
+            prop_assert_eq!((&message.head[..], &message.body[..]), (&expected.head[..], &expected.body[..]));
         }
     }
 
@@ -310,7 +310,7 @@ proptest! {
         prop_assert!(messages.is_empty());
         prop_assert_eq!((message.kind, message.id), (kind, id));
         prop_assert_eq!(message.head.len(), if has_head { head } else { 0 });
-        prop_assert!([message.head, message.body].concat() == outgoing.body());
+        prop_assert!([&message.head[..], &message.body].concat() == outgoing.body());
     }
 }
 

@@ -54,7 +54,7 @@ fn message(id: u64, (length, fds): Shape) -> Outgoing {
 
 fn assert_is(message: Message, id: u64, (length, fds): Shape) {
     assert_eq!((message.kind, message.id), (3, id));
-    assert!([message.head, message.body].concat() == body(id, length));
+    assert!([&message.head[..], &message.body].concat() == body(id, length));
     assert_eq!(message.fds.len(), fds);
     for (n, fd) in message.fds.into_iter().enumerate() {
         let mut label = [0; 2];
