@@ -60,7 +60,8 @@ impl<'a> Asynchronous<'a> {
         T: Future<Output = R> + 'static,
         R: Serialize + DeserializeOwned + 'static,
     {
-        self.task(function, argument).submit()
+        self.pool
+            .apply_async_row(entry::asynchronous::<F, A, T, R>(&function), &argument)
     }
 
     /// As [`Pool::try_apply`].

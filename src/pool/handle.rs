@@ -184,7 +184,7 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned + 'static,
     {
-        self.task(function, argument).submit()
+        self.apply_async_row(entry::blocking::<F, F, A, R>(&function), &argument)
     }
 
     /// Starts `function` with `argument` if the queue has room and nobody waits for that, and gives the argument back
@@ -461,6 +461,28 @@ impl Pool {
         )
         .map(Arc::new);
         Apply::new(shared, call, decode_single::<R>)
+    }
+
+    pub(super) fn apply_async_row<A, R>(&self, row: u32, argument: &A) -> AsyncResult<R>
+    where
+        A: Serialize,
+        R: DeserializeOwned + 'static,
+    {
+        let shared = Arc::clone(self.shared());
+        let call = single(
+            row,
+            argument,
+            shared.config.max_frame_size,
+            &shared.config.task_options,
+        );
+        match call {
+            Ok(call) => {
+                let call = Arc::new(call);
+                shared.submit_or_fail(&call);
+                AsyncResult::new(shared, call, decode_single::<R>)
+            }
+            Err(error) => AsyncResult::failed(shared, error, decode_single::<R>),
+        }
     }
 
     pub(super) fn task_row<A, R>(&self, row: u32, argument: &A) -> Task<R>

@@ -108,6 +108,26 @@ impl Ended {
     }
 }
 
+/// The time of one poll, after which other tasks on this thread have theirs.
+struct Turn(Instant);
+
+impl Turn {
+    const LENGTH: Duration = Duration::from_micros(500);
+
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Whether to return, to be polled again soon.
+    fn is_over(&self, context: &Context<'_>) -> bool {
+        let is_over = self.0.elapsed() > Self::LENGTH;
+        if is_over {
+            context.waker().wake_by_ref();
+        }
+        is_over
+    }
+}
+
 /// Reads elements ahead, within bounds, and gives their results frame by frame in order of completion.
 ///
 /// Dropping it cancels what has not ended.
@@ -217,6 +237,7 @@ where
     /// Reads and submits as much as the bounds allow.
     fn feed(&mut self, context: &mut Context<'_>) {
         let mut dry = self.source.is_none();
+        let turn = Turn::begin();
         loop {
             // Polled whenever there is one, for nothing else says that the queue has room again.
             if let Some(running) = self.blocked.take() {
@@ -229,6 +250,9 @@ where
                 self.submit(running);
             } else if !dry && self.running.len() < self.frames && self.outstanding < self.ahead {
                 dry = self.read(context);
+                if turn.is_over(context) {
+                    return;
+                }
             } else if self.packer.count() > 0 && (dry || self.running.is_empty()) {
                 // Nothing more can be read, or nothing else is under way: what is packed must not wait for more.
                 let packed = self.packer.take();
@@ -661,6 +685,7 @@ where
         if let Some(error) = self.refused.take() {
             return Poll::Ready(Err(error));
         }
+        let turn = Turn::begin();
         while let Some(ended) = ready!(self.engine.poll_ended(context)) {
             let (index, count) = (ended.index, ended.count);
             let mut values = if index == self.next {
@@ -691,6 +716,9 @@ where
                 }
             } else {
                 self.early.insert(index, values);
+            }
+            if turn.is_over(context) {
+                return Poll::Pending;
             }
         }
         Poll::Ready(Ok(()))

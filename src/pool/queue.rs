@@ -14,8 +14,12 @@ pub(crate) struct Queued<P> {
     pub(crate) payload: P,
 }
 
+/// A level with room for more tasks gives its memory back when it is empty.
+const KEPT: usize = 4096;
+
 #[derive(Debug)]
 pub(crate) struct Queue<P> {
+    /// Some may be empty, which [`pop`](Self::pop) removes: a queue that is often empty keeps the memory of its only one.
     levels: BTreeMap<Reverse<i32>, VecDeque<Queued<P>>>,
     len: usize,
     bytes: u64,
@@ -59,21 +63,32 @@ impl<P> Queue<P> {
     }
 
     pub(crate) fn pop(&mut self) -> Option<(i32, Queued<P>)> {
-        let mut level = self.levels.first_entry()?;
-        let priority = level.key().0;
-        let task = level.get_mut().pop_front();
-        if level.get().is_empty() {
-            level.remove();
-        }
+        let (priority, task) = loop {
+            let is_only = self.levels.len() == 1;
+            let mut level = self.levels.first_entry()?;
+            let priority = level.key().0;
+            match level.get_mut().pop_front() {
+                Some(task) => {
+                    if level.get().is_empty() && level.get().capacity() > KEPT {
+                        level.insert(VecDeque::new());
+                    }
+                    break (priority, task);
+                }
+                None if is_only => return None,
+                None => {
+                    level.remove();
+                }
+            }
+        };
         self.len -= 1;
-        self.bytes -= task.as_ref().map_or(0, |task| task.bytes as u64);
-        task.map(|task| (priority, task))
+        self.bytes -= task.bytes as u64;
+        Some((priority, task))
     }
 
     pub(crate) fn front_bytes(&self) -> usize {
         self.levels
-            .first_key_value()
-            .and_then(|(_, level)| level.front())
+            .values()
+            .find_map(VecDeque::front)
             .map_or(0, |task| task.bytes)
     }
 
@@ -81,9 +96,6 @@ impl<P> Queue<P> {
         let level = self.levels.get_mut(&Reverse(priority))?;
         let index = level.binary_search_by_key(&id, |task| task.id).ok()?;
         let task = level.remove(index)?;
-        if level.is_empty() {
-            self.levels.remove(&Reverse(priority));
-        }
         self.len -= 1;
         self.bytes -= task.bytes as u64;
         Some(task.payload)
