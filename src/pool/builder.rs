@@ -685,7 +685,8 @@ impl PoolBuilder {
         }
         limits.check(workers)?;
         // On a single processor nothing comes while somebody looks for it.
-        let (spin, lookers) = match cpus::available() {
+        let processors = cpus::available();
+        let (spin, lookers) = match processors {
             1 => (Duration::ZERO, 0),
             _ if spin.is_zero() => (spin, 0),
             cpus => (spin, cpus / 2),
@@ -728,6 +729,7 @@ impl PoolBuilder {
             queue_capacity_bytes,
             spin,
             lookers,
+            processors,
         })
     }
 }
@@ -770,6 +772,8 @@ pub(crate) struct Config {
     pub(crate) spin: Duration,
     /// Callers that may look at a time.
     pub(crate) lookers: usize,
+    /// That this process may use.
+    pub(crate) processors: usize,
 }
 
 /// What a pool has that was never started.
@@ -807,6 +811,7 @@ impl Default for Config {
             queue_capacity_bytes: None,
             spin: Duration::ZERO,
             lookers: 0,
+            processors: 1,
         }
     }
 }

@@ -121,6 +121,7 @@ impl Shared {
             least: config.least_workers,
             most: config.workers,
             lanes: config.tasks_per_worker,
+            processors: config.processors,
             capacity: Capacity {
                 tasks: config.queue_capacity,
                 bytes: config.queue_capacity_bytes,
@@ -355,7 +356,7 @@ impl Shared {
                         // Under the lock, so that frames go out in the order of the decisions. An idle worker gets
                         // its task from whoever is here; a busy one when the batch is worth it.
                         if !urgent {
-                            self.wait_at(link);
+                            self.wait_at(&core, link);
                         }
                         let waiting = link.push_task(frame, id);
                         if urgent || waiting == Waiting::Much {

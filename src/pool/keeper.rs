@@ -20,6 +20,8 @@ use crate::signals::suspended_between;
 
 /// A task that runs for longer than this is long: nothing waits behind it.
 const LONG: Duration = Duration::from_millis(10);
+/// The same while a worker is idle.
+const LONG_BESIDE_IDLE: Duration = Duration::from_millis(1);
 
 /// A worker that is to be started.
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +170,7 @@ impl Shared {
     }
 
     /// A task was sent to a busy worker: it must not wait there for long while others could have it.
-    pub(crate) fn wait_at(&self, link: &Link) {
+    pub(crate) fn wait_at(&self, core: &Core, link: &Link) {
         let mut watch = link.lock_watch();
         // A single worker has nobody to leave it to.
         if !watch.wait_check && self.config.workers > 1 {
@@ -178,7 +180,7 @@ impl Shared {
                 worker: link.place,
                 process: link.process,
             };
-            self.timers.insert(after(LONG), due);
+            self.timers.insert(after(core.patience()), due);
         }
     }
 
@@ -196,11 +198,11 @@ impl Shared {
         let last = started.iter().map(|started| started.since).max();
         let ran = last.map_or(0, |since| clock().saturating_sub(since));
         let is_full = started.len() == self.config.tasks_per_worker;
-        if is_full && u128::from(ran) >= LONG.as_nanos() {
+        if is_full && u128::from(ran) >= core.patience().as_nanos() {
             core.state.rescue(worker);
             self.act(core);
         } else {
-            self.wait_at(&link);
+            self.wait_at(&core, &link);
         }
     }
 
@@ -386,6 +388,15 @@ impl Core {
     /// The worker that a task was sent to and has not answered.
     fn link_of(&self, id: u64) -> Option<Arc<Link>> {
         self.links[self.state.worker_of(id)?].clone()
+    }
+
+    /// What a task must run for to be long.
+    fn patience(&self) -> Duration {
+        if self.state.has_idle_lane() {
+            LONG_BESIDE_IDLE
+        } else {
+            LONG
+        }
     }
 
     /// The worker at an index, if it is still that process.

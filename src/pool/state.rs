@@ -14,11 +14,13 @@
 //! A worker here is one process. Its index is used again when it is gone; its *number* is what users know, and its
 //! replacement has the same.
 
+mod roster;
 mod staff;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use self::roster::Roster;
 use super::admission::{Admission, Capacity, Occupancy, Waits};
 use super::in_flight::{InFlight, Sent, Stop};
 use super::queue::{Queue, Queued};
@@ -32,6 +34,13 @@ const WAITING_WORK: Duration = Duration::from_micros(200);
 /// Bytes that tasks at a busy worker may add up to before it is sent no more.
 const WAITING_BYTES: usize = 1 << 20;
 
+/// What it takes to wake a worker. A task that has its turn sooner waits for it at a busy one.
+const WAKING: Duration = Duration::from_micros(50);
+/// Bytes that tasks may add up to which wait although others are idle.
+const GATHERED_BYTES: usize = 16 << 10;
+/// After about so many tasks, a long one counts for less than half.
+const REMEMBERED: u32 = 128;
+
 /// How large a pool may be, and what it takes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizing {
@@ -41,6 +50,8 @@ pub(crate) struct Sizing {
     pub(crate) most: usize,
     /// Tasks that a worker runs at a time.
     pub(crate) lanes: usize,
+    /// Tasks that the machine can compute at a time.
+    pub(crate) processors: usize,
     /// What may wait.
     pub(crate) capacity: Capacity,
     /// Tasks that a worker is sent in its life.
@@ -203,13 +214,15 @@ pub(crate) struct State<P> {
     priorities: Priorities,
     queue: Queue<P>,
     admission: Admission<P>,
-    workers: Vec<Worker<P>>,
+    workers: Roster<P>,
     /// A worker has come, gone or worn out since the staff was looked at.
     restaff: bool,
     /// Unstarted tasks that a worker may hold now.
     depth: usize,
     /// A moving average of run times.
     run_time: Option<Duration>,
+    /// The longest run time of late.
+    longest: Duration,
     actions: VecDeque<Action<P>>,
     /// Tasks have been answered since actions were decided: answers come many at a time.
     has_answers: bool,
@@ -225,10 +238,11 @@ impl<P: Clone> State<P> {
             priorities: Priorities::None,
             queue: Queue::default(),
             admission: Admission::new(sizing.capacity),
-            workers: Vec::new(),
+            workers: Roster::new(sizing.lanes),
             restaff: true,
             depth: 1,
             run_time: None,
+            longest: Duration::ZERO,
             actions: VecDeque::new(),
             has_answers: false,
         };
@@ -250,33 +264,18 @@ impl<P: Clone> State<P> {
 
     /// Tasks that have not started, in the queue or at a worker.
     pub(crate) fn queued(&self) -> usize {
-        let lanes = self.sizing.lanes;
-        self.queue.len()
-            + self
-                .workers
-                .iter()
-                .map(|worker| worker.waiting(lanes))
-                .sum::<usize>()
+        self.queue.len() + self.workers.total().waiting
     }
 
     /// Tasks that have started, as far as can be told from here.
     pub(crate) fn running(&self) -> usize {
-        let lanes = self.sizing.lanes;
-        self.workers
-            .iter()
-            .map(|worker| worker.in_flight.len().min(lanes))
-            .sum()
+        let total = self.workers.total();
+        total.tasks - total.waiting
     }
 
     /// Whether more than `most` tasks have been accepted and not answered.
     pub(crate) fn has_more_than(&self, most: usize) -> bool {
-        let mut left = most;
-        !self.queue.is_empty()
-            || self.workers.iter().any(|worker| {
-                let is_more = worker.in_flight.len() > left;
-                left = left.saturating_sub(worker.in_flight.len());
-                is_more
-            })
+        !self.queue.is_empty() || self.workers.total().tasks > most
     }
 
     /// Those who wait for room in the queue.
@@ -285,18 +284,14 @@ impl<P: Clone> State<P> {
     }
 
     fn occupancy(&self) -> Occupancy {
-        let lanes = self.sizing.lanes;
+        let total = self.workers.total();
         let mut occupancy = Occupancy {
-            waiting: self.queue.len(),
-            bytes: self.queue.bytes(),
+            waiting: self.queue.len() + total.waiting,
+            bytes: self.queue.bytes() + total.waiting_bytes as u64,
             idle: 0,
         };
-        for worker in &self.workers {
-            occupancy.waiting += worker.waiting(lanes);
-            occupancy.bytes += worker.in_flight.waiting_bytes() as u64;
-            if self.queue.is_empty() && worker.takes_tasks() {
-                occupancy.idle += lanes.saturating_sub(worker.in_flight.len());
-            }
+        if self.queue.is_empty() {
+            occupancy.idle = total.idle_lanes;
         }
         // Another worker is started for what none is free for, as long as there may be more.
         occupancy.idle = occupancy.idle.max(self.lanes_to_grow());
@@ -312,10 +307,9 @@ impl<P: Clone> State<P> {
         self.admission.bound_hit(bytes, || self.occupancy())
     }
 
-    fn has_idle_lane(&self) -> bool {
-        self.workers
-            .iter()
-            .any(|worker| worker.takes_tasks() && worker.in_flight.len() < self.sizing.lanes)
+    /// Whether a task could be started at once.
+    pub(crate) fn has_idle_lane(&self) -> bool {
+        self.workers.total().idle_lanes > 0
     }
 
     /// Whether a task would be accepted. `bytes` is the size of its frame, if that is known.
@@ -438,8 +432,10 @@ impl<P: Clone> State<P> {
         id: u64,
         run_time: Option<Duration>,
     ) -> Option<Option<P>> {
-        let task = self.workers[worker].in_flight.remove(id)?;
-        self.workers[worker].held = false;
+        let mut answering = self.workers.edit(worker);
+        let task = answering.in_flight.remove(id)?;
+        answering.held = false;
+        drop(answering);
         if let Some(run_time) = run_time {
             self.learn(run_time);
         }
@@ -451,7 +447,7 @@ impl<P: Clone> State<P> {
 
     /// A task at a worker ended before it could be sent.
     pub(crate) fn forget(&mut self, worker: usize, id: u64) {
-        self.workers[worker].in_flight.remove(id);
+        self.workers.edit(worker).in_flight.remove(id);
         self.unblock(worker);
         self.after_task(worker);
         self.dispatch();
@@ -481,12 +477,14 @@ impl<P: Clone> State<P> {
 
     /// The worker has given back tasks that had not started.
     pub(crate) fn recalled(&mut self, worker: usize, ids: &[u64]) {
-        self.workers[worker].recalling = false;
+        self.workers.edit(worker).recalling = false;
         for &id in ids {
-            if let Some(task) = self.workers[worker].in_flight.remove(id) {
-                if let Some(budget) = &mut self.workers[worker].budget {
+            let mut giving = self.workers.edit(worker);
+            if let Some(task) = giving.in_flight.remove(id) {
+                if let Some(budget) = &mut giving.budget {
                     *budget += u64::from(task.weight);
                 }
+                drop(giving);
                 self.back(task);
             }
         }
@@ -498,13 +496,14 @@ impl<P: Clone> State<P> {
     /// The process is gone. `started` says which tasks it had begun: those that have not ended come back, with the
     /// element that each had reached. The rest goes back to the queue.
     pub(crate) fn lost(&mut self, worker: usize, started: &[Started]) -> Vec<(P, u64)> {
-        let gone = &mut self.workers[worker];
+        let mut gone = self.workers.edit(worker);
         gone.recalling = false;
         gone.held = false;
         gone.state = WorkerState::Gone;
+        let in_flight: Vec<Sent<P>> = gone.in_flight.drain().collect();
+        drop(gone);
         self.restaff = true;
         let mut lost = Vec::new();
-        let in_flight: Vec<Sent<P>> = gone.in_flight.drain().collect();
         for task in in_flight {
             match started.iter().find(|started| started.id == task.id) {
                 _ if task.is_settled() => {}
@@ -576,13 +575,14 @@ impl<P: Clone> State<P> {
 
     /// A task at a worker shall be stopped. Gives its payload where its outcome was open.
     pub(crate) fn stop(&mut self, worker: usize, id: u64, stop: Stop) -> Option<P> {
-        let in_flight = &mut self.workers[worker].in_flight;
-        let task = in_flight.get(id)?;
+        let mut stopping = self.workers.edit(worker);
+        let task = stopping.in_flight.get(id)?;
         if task.is_settled() {
             return None;
         }
         let was_stopping = task.is_stopping();
-        let payload = in_flight.stop(id, stop)?.payload.clone();
+        let payload = stopping.in_flight.stop(id, stop)?.payload.clone();
+        drop(stopping);
         if !was_stopping {
             self.actions.push_back(Action::Abort { worker, id });
             // The worker knows best whether the task has started: it gives it back, or it must be stopped.
@@ -613,12 +613,13 @@ impl<P: Clone> State<P> {
         for action in self.actions.drain(..) {
             // Nobody has begun to start it, and nobody will.
             if let Action::Start { worker, .. } = action {
-                self.workers[worker].state = WorkerState::Gone;
+                self.workers.edit(worker).state = WorkerState::Gone;
             }
         }
         let queued = self.queue.drain();
         let mut sent = Vec::new();
-        for worker in &mut self.workers {
+        for index in 0..self.workers.len() {
+            let mut worker = self.workers.edit(index);
             if worker.state != WorkerState::Gone {
                 worker.state = WorkerState::Ending;
             }
@@ -644,6 +645,7 @@ impl<P: Clone> State<P> {
             Some(average) => (average * 7 + run_time) / 8,
         };
         self.run_time = Some(average);
+        self.longest = run_time.max(self.longest - self.longest / REMEMBERED);
         let fitting = WAITING_WORK.as_nanos() / average.as_nanos().max(1);
         self.depth = usize::try_from(fitting).unwrap_or(DEEPEST).clamp(1, DEEPEST);
     }
@@ -677,7 +679,7 @@ impl<P: Clone> State<P> {
     }
 
     fn stop_worker(&mut self, worker: usize) {
-        self.workers[worker].state = WorkerState::Ending;
+        self.workers.edit(worker).state = WorkerState::Ending;
         self.restaff = true;
         self.actions.push_back(Action::Stop { worker });
     }
@@ -699,7 +701,7 @@ impl<P: Clone> State<P> {
 
     fn recall(&mut self, worker: usize) {
         if !self.workers[worker].recalling {
-            self.workers[worker].recalling = true;
+            self.workers.edit(worker).recalling = true;
             self.actions.push_back(Action::Recall { worker });
         }
     }
@@ -752,7 +754,7 @@ impl<P: Clone> State<P> {
             payload: payload.clone(),
             stop: Stop::No,
         };
-        self.workers[worker].in_flight.push(sent);
+        self.workers.edit(worker).in_flight.push(sent);
         self.spend(worker, weight);
         self.actions.push_back(Action::Send {
             worker,
@@ -766,30 +768,74 @@ impl<P: Clone> State<P> {
     /// room for one more to wait. `true` when it can start at once.
     fn pick(&self) -> Option<(usize, bool)> {
         let lanes = self.sizing.lanes;
-        let mut best: Option<(usize, usize)> = None;
-        for (index, worker) in self.workers.iter().enumerate() {
-            if !worker.takes_tasks() {
-                continue;
-            }
-            let len = worker.in_flight.len();
-            if len == 0 {
-                return Some((index, true));
-            }
-            let is_full = len >= lanes
-                && (worker.held
-                    || len >= lanes + self.depth
-                    || worker.in_flight.bytes() + self.queue.front_bytes() > WAITING_BYTES);
-            if !is_full && best.is_none_or(|(_, fewest)| len < fewest) {
-                best = Some((index, len));
-            }
+        if let Some(busy) = self.gather() {
+            return Some((busy, false));
         }
-        best.map(|(index, len)| (index, len < lanes))
+        let (index, fewest) = self.workers.least_loaded(0)?;
+        // Where that one is full, the others are, but for those whose tasks are smaller.
+        if self.has_room(index) {
+            return Some((index, fewest < lanes));
+        }
+        let open = (0..self.workers.len()).filter(|&index| {
+            let worker = &self.workers[index];
+            worker.takes_tasks() && self.has_room(index)
+        });
+        let index = open.min_by_key(|&index| self.workers[index].in_flight.len())?;
+        Some((index, self.workers[index].in_flight.len() < lanes))
+    }
+
+    /// Whether the next task may run, or wait, at a worker that takes tasks.
+    fn has_room(&self, worker: usize) -> bool {
+        let lanes = self.sizing.lanes;
+        let worker = &self.workers[worker];
+        let len = worker.in_flight.len();
+        len < lanes
+            || !worker.held
+                && len < lanes + self.depth
+                && worker.in_flight.bytes() + self.queue.front_bytes() <= WAITING_BYTES
+    }
+
+    /// The busy worker at which the next task will have its turn before an idle one has woken up. To wake another is
+    /// of no use where the processors are busy.
+    fn gather(&self) -> Option<usize> {
+        if !self.gathers() || self.workers.total().busy < self.sizing.processors || !self.has_idle_lane() {
+            return None;
+        }
+        let (index, len) = self
+            .workers
+            .least_loaded(u16::try_from(self.sizing.lanes).ok()?)?;
+        let bytes = self.workers[index].in_flight.bytes() + self.queue.front_bytes();
+        let is_near = len < self.at_hand() && bytes <= GATHERED_BYTES && self.has_room(index);
+        // What waits there takes room in the queue.
+        let fits = || {
+            let bytes = self.queue.front_bytes();
+            let occupancy = || Occupancy {
+                idle: 0,
+                ..self.occupancy()
+            };
+            self.admission.bound_hit(Some(bytes), occupancy).is_none()
+        };
+        (is_near && fits()).then_some(index)
+    }
+
+    /// Whether short tasks may wait at busy workers while others are idle.
+    fn gathers(&self) -> bool {
+        self.size > self.sizing.processors
+            && self.priorities != Priorities::Different
+            && self.run_time.is_some()
+            && self.longest <= WAKING
+    }
+
+    /// How many tasks a worker does while another wakes up.
+    fn at_hand(&self) -> usize {
+        let run_time = self.run_time.unwrap_or(WAKING).as_nanos().max(1);
+        usize::try_from(WAKING.as_nanos() / run_time).unwrap_or(usize::MAX)
     }
 
     /// What `worker` runs has turned out to be long: what waits there is taken back.
     pub(crate) fn rescue(&mut self, worker: usize) {
         if self.has_waiting(worker) {
-            self.workers[worker].held = true;
+            self.workers.edit(worker).held = true;
             self.recall(worker);
             self.dispatch();
         }
@@ -806,14 +852,11 @@ impl<P: Clone> State<P> {
         if self.workers.len() < 2 || !self.has_idle_lane() {
             return;
         }
-        let lanes = self.sizing.lanes;
-        let fullest = (0..self.workers.len())
-            .filter(|&index| self.workers[index].is_up())
-            .max_by_key(|&index| self.workers[index].waiting(lanes));
-        if let Some(fullest) = fullest
-            && self.workers[fullest].waiting(lanes) > 0
+        let near = if self.gathers() { self.at_hand() } else { 0 };
+        if let Some((fullest, waiting)) = self.workers.most_waiting()
+            && waiting > near
         {
-            self.workers[fullest].held = true;
+            self.workers.edit(fullest).held = true;
             self.recall(fullest);
         }
     }

@@ -12,21 +12,21 @@ impl<P: Clone> State<P> {
     /// The worker has been started.
     pub(crate) fn ready(&mut self, worker: usize) {
         // Whether it takes tasks now is for the next look at the staff to say.
-        self.workers[worker].state = WorkerState::Standby;
+        self.workers.edit(worker).state = WorkerState::Standby;
         self.restaff = true;
         self.dispatch();
     }
 
     /// The process has ended or could not be started, and has no tasks.
     pub(crate) fn gone(&mut self, worker: usize) {
-        self.workers[worker].state = WorkerState::Gone;
+        self.workers.edit(worker).state = WorkerState::Gone;
         self.restaff = true;
         self.dispatch();
     }
 
     /// The worker should be replaced: it is too old, or has grown too large.
     pub(crate) fn worn(&mut self, worker: usize) {
-        self.workers[worker].wear = Wear::Worn;
+        self.workers.edit(worker).wear = Wear::Worn;
         self.restaff = true;
         self.dispatch();
     }
@@ -121,8 +121,7 @@ impl<P: Clone> State<P> {
 
     /// Tasks that have been accepted and not ended.
     fn outstanding(&self) -> usize {
-        let in_flight: usize = self.workers.iter().map(|worker| worker.in_flight.len()).sum();
-        self.queue.len() + in_flight
+        self.queue.len() + self.workers.total().tasks
     }
 
     /// Wants as many workers as there are tasks for, within bounds.
@@ -156,7 +155,7 @@ impl<P: Clone> State<P> {
             return;
         };
         let left = budget.saturating_sub(u64::from(weight));
-        let spent = &mut self.workers[worker];
+        let mut spent = self.workers.edit(worker);
         spent.budget = Some(left);
         if left == 0 {
             spent.state = WorkerState::Retiring;
@@ -200,12 +199,12 @@ impl<P: Clone> State<P> {
         let retiring = self.count(|worker| worker.state == WorkerState::Retiring);
         let mut spare = standby.saturating_sub(retiring);
         for index in 0..self.workers.len() {
-            let worker = &mut self.workers[index];
+            let worker = &self.workers[index];
             if spare == 0 {
                 break;
             }
             if worker.state == WorkerState::Ready && worker.wear == Wear::Worn {
-                worker.state = WorkerState::Retiring;
+                self.workers.edit(index).state = WorkerState::Retiring;
                 spare -= 1;
                 if self.workers[index].waiting(self.sizing.lanes) > 0 {
                     self.recall(index);
@@ -235,7 +234,7 @@ impl<P: Clone> State<P> {
     }
 
     fn end(&mut self, worker: usize) {
-        self.workers[worker].state = WorkerState::Ending;
+        self.workers.edit(worker).state = WorkerState::Ending;
         self.restaff = true;
         self.actions.push_back(Action::Shutdown { worker });
     }
@@ -243,9 +242,9 @@ impl<P: Clone> State<P> {
     /// Workers that stand by take tasks as places become free: never more at a time than there should be.
     fn step_in(&mut self) {
         let mut free = self.size.saturating_sub(self.count(Worker::is_up));
-        for worker in &mut self.workers {
-            if free > 0 && worker.state == WorkerState::Standby {
-                worker.state = WorkerState::Ready;
+        for index in 0..self.workers.len() {
+            if free > 0 && self.workers[index].state == WorkerState::Standby {
+                self.workers.edit(index).state = WorkerState::Ready;
                 free -= 1;
             }
         }
@@ -288,7 +287,7 @@ impl<P: Clone> State<P> {
                 .position(|worker| worker.state == WorkerState::Gone)
             {
                 Some(index) => {
-                    self.workers[index] = worker;
+                    *self.workers.edit(index) = worker;
                     index
                 }
                 None => {
