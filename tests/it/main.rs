@@ -48,6 +48,7 @@ mod times;
 mod cancelling;
 mod retries;
 mod no_waiting;
+mod looking;
 mod recycling;
 mod second_reading;
 
