@@ -343,7 +343,8 @@ impl PoolBuilder {
     ///
     /// They look only while it is worth it: more rarely the more often they looked in vain, down to one of 64 times; not
     /// while others want the processor; and of callers no more at a time than half as many as there are processors,
-    /// on a single one nobody. A pool without work sleeps. Zero switches it off. Defaults to 50 µs.
+    /// on a single one nobody. A pool without work sleeps. With a long time, news of the worker, its death say, may be
+    /// heard so much later. Zero switches it off. Defaults to 50 µs.
     pub fn spin(mut self, time: Duration) -> Self {
         self.spin = time;
         self

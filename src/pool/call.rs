@@ -89,7 +89,7 @@ impl Reply {
     }
 
     /// Says who answered, and how long it took.
-    pub(crate) fn from_worker(mut self, worker: usize, pid: u32, run_time: Duration) -> Self {
+    pub(crate) fn answered_by(mut self, worker: usize, pid: u32, run_time: Duration) -> Self {
         let more = self.more.get_or_insert_default();
         (more.worker, more.pid, more.run_time) = (worker, pid, run_time);
         self

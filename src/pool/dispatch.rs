@@ -693,7 +693,7 @@ impl Core {
         let error = call.error(cause);
         let again = if call.is_chunk() {
             call.lose_element(element, error)
-                .map_err(|reply| Ok(reply.from_worker(link.number, link.pid, Duration::ZERO)))
+                .map_err(|reply| Ok(reply.answered_by(link.number, link.pid, Duration::ZERO)))
         } else {
             let tried = call.try_again(error).map_err(Err);
             tried.map(|()| Arc::clone(&call))
@@ -838,7 +838,7 @@ impl Core {
                     } else {
                         call.finish_chunk()
                     };
-                    done.push((call, Ok(reply.from_worker(link.number, link.pid, run_time))));
+                    done.push((call, Ok(reply.answered_by(link.number, link.pid, run_time))));
                 }
             }
             kind::RECALLED => {
