@@ -19,7 +19,7 @@ const KEPT: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Queue<P> {
-    /// Some may be empty, which [`pop`](Self::pop) removes: a queue that is often empty keeps the memory of its only one.
+    /// None is empty but the only one: a queue that is often empty keeps its memory.
     levels: BTreeMap<Reverse<i32>, VecDeque<Queued<P>>>,
     len: usize,
     bytes: u64,
@@ -69,7 +69,9 @@ impl<P> Queue<P> {
             let priority = level.key().0;
             match level.get_mut().pop_front() {
                 Some(task) => {
-                    if level.get().is_empty() && level.get().capacity() > KEPT {
+                    if level.get().is_empty() && !is_only {
+                        level.remove();
+                    } else if level.get().is_empty() && level.get().capacity() > KEPT {
                         level.insert(VecDeque::new());
                     }
                     break (priority, task);
@@ -96,6 +98,9 @@ impl<P> Queue<P> {
         let level = self.levels.get_mut(&Reverse(priority))?;
         let index = level.binary_search_by_key(&id, |task| task.id).ok()?;
         let task = level.remove(index)?;
+        if level.is_empty() && self.levels.len() > 1 {
+            self.levels.remove(&Reverse(priority));
+        }
         self.len -= 1;
         self.bytes -= task.bytes as u64;
         Some(task.payload)
@@ -109,5 +114,27 @@ impl<P> Queue<P> {
             .flatten()
             .map(|task| task.payload)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_go_with_their_last_task() {
+        let mut queue = Queue::default();
+        for n in 0..100 {
+            let task = |id| Queued {
+                id,
+                weight: 1,
+                bytes: 1,
+                payload: (),
+            };
+            queue.push(n, task(1));
+            queue.push(-n, task(2));
+            assert!(queue.pop().is_some() && queue.remove(-n, 2).is_some());
+            assert!(queue.is_empty() && queue.levels.len() <= 2);
+        }
     }
 }
