@@ -93,9 +93,11 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Bounded<'_, D> {
         deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
         deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128 deserialize_f32
         deserialize_f64 deserialize_char deserialize_unit deserialize_identifier
+        // Whoever asks for these may take nothing but what is lent.
+        deserialize_str deserialize_bytes
     }
 
-    in_one_piece! { deserialize_str deserialize_string deserialize_bytes deserialize_byte_buf }
+    in_one_piece! { deserialize_string deserialize_byte_buf }
 
     nesting! {
         deserialize_any()

@@ -265,9 +265,23 @@ mod tests {
             assert_eq!(decode_encoded::<Place<T>>(encoded).unwrap().0, place);
         }
         is_handed_over::<Vec<u8>>(&Bytes::from(vec![7; 300]));
-        is_handed_over::<&[u8]>(&Bytes::from(vec![7; 300]));
         is_handed_over::<String>(&"text");
-        is_handed_over::<&str>(&"text");
+    }
+
+    #[test]
+    fn who_asks_for_something_lent_is_lent_it() {
+        let bytes = join::<Place<&[u8]>>(&cut(&Bytes::from(vec![7; 300])));
+        assert_eq!(bytes.unwrap().0, None);
+        assert_eq!(join::<Place<&str>>(&cut(&"text")).unwrap().0, None);
+
+        /// Takes its text only as a part of the input.
+        struct Lent(String);
+        impl<'de> Deserialize<'de> for Lent {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <&str>::deserialize(deserializer).map(|text| Self(text.to_owned()))
+            }
+        }
+        assert_eq!(join::<Lent>(&cut(&"text")).unwrap().0, "text");
     }
 
     #[test]
