@@ -60,7 +60,9 @@ pub(crate) fn take(capacity: usize) -> Vec<u8> {
     if capacity >= SMALLEST
         && let Ok(Some(buffer)) = KEPT.try_with(|kept| {
             let mut kept = kept.try_borrow_mut().ok()?;
-            let index = kept.iter().position(|buffer| buffer.capacity() >= capacity)?;
+            // Not a much larger one: who takes it may keep it.
+            let fits = capacity..=capacity.saturating_mul(2);
+            let index = kept.iter().position(|buffer| fits.contains(&buffer.capacity()))?;
             Some(kept.swap_remove(index))
         })
     {
