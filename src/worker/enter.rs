@@ -147,11 +147,11 @@ fn work(depth: u32) -> io::Result<()> {
         max_frame_size: welcome.max_frame_size,
     };
     let footprint = Footprint::new(welcome.measures_memory);
-    // Memory that is counted is for tasks alone.
-    if welcome.limits.memory.is_none() && !welcome.measures_memory {
+    let lanes = welcome.tasks_per_worker;
+    // Memory that is counted is for tasks alone. Of several tasks at a time nobody sees when there is nothing to do.
+    if lanes == 1 && welcome.limits.memory.is_none() && !welcome.measures_memory {
         buffers::keep_more();
     }
-    let lanes = welcome.tasks_per_worker;
     serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
     replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
 }
