@@ -2,6 +2,8 @@
 //!
 //! Only while few wait: otherwise the processors have better things to do, and answers come in batches.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Context;
@@ -28,7 +30,7 @@ pub(crate) enum Attention {
 
 impl Attention {
     /// Looks for the answer of a call that is pending, once. `true` when it has come.
-    pub(crate) fn look(&mut self, shared: &Shared, call: &Arc<Call>, context: &Context<'_>) -> bool {
+    pub(crate) fn look(&mut self, shared: &Shared, call: &Arc<Call>, context: &mut Context<'_>) -> bool {
         let most = shared.config.lookers;
         if *self == Self::Tired || shared.callers.0.load(Ordering::Relaxed) > most {
             return false;
@@ -36,6 +38,13 @@ impl Attention {
         if *self == Self::Fresh && others_wait_for_this_thread() {
             *self = Self::Waited;
             context.waker().wake_by_ref();
+            return false;
+        }
+        // What never waits would leave other futures of its task, and other tasks of its thread, no turn.
+        if pin!(tokio::task::coop::consume_budget())
+            .poll(context)
+            .is_pending()
+        {
             return false;
         }
         *self = Self::Tired;
