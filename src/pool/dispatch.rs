@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -265,10 +266,7 @@ impl Shared {
         let mut cause = cause;
         if let (Cancelled::InFlight(_), Some(link)) = (&cancelled, &link) {
             self.ask_to_end(link, id, polite);
-            if let Cause::TimedOut {
-                limit: TimeLimit::Deadline,
-                ran: ran @ None,
-            } = &mut cause
+            if let Cause::TimedOut { ran: ran @ None, .. } = &mut cause
                 && link.ledger.started().iter().any(|started| started.id == id)
             {
                 // It started just before it was told not to.
@@ -441,12 +439,20 @@ impl Shared {
         }
         self.look_at(&mut core, link);
         self.act(core);
-        for (call, outcome) in done {
-            call.complete(outcome, &self.callbacks);
-        }
+        self.complete(done);
         match fault {
             None => Ok(()),
             Some(reason) => Err(format!("it {reason}")),
+        }
+    }
+
+    /// Ends tasks. A waker of the user's that panics keeps the others from nothing.
+    pub(super) fn complete(&self, done: Vec<(Arc<Call>, Outcome)>) {
+        for (call, outcome) in done {
+            let completed = catch_unwind(AssertUnwindSafe(|| call.complete(outcome, &self.callbacks)));
+            if let Err(payload) = completed {
+                codec::drop_quietly(payload);
+            }
         }
     }
 
@@ -497,9 +503,7 @@ impl Shared {
             core.fail(link, call, element, cause, &mut done);
         }
         self.act(core);
-        for (call, outcome) in done {
-            call.complete(outcome, &self.callbacks);
-        }
+        self.complete(done);
         self.process_gone();
     }
 
@@ -789,6 +793,13 @@ impl Core {
             kind::VALUE => {
                 let reply = Reply::single(head, body, fds).ok_or("sent a result without a run time")?;
                 if let Some(call) = self.answered(link, id, Some(reply.run_time()), now)? {
+                    if call.is_chunk() {
+                        return Err(misread(
+                            call,
+                            format!("answered chunk {id} as if it were one task"),
+                            done,
+                        ));
+                    }
                     done.push((call, Ok(reply)));
                 }
             }
@@ -818,7 +829,11 @@ impl Core {
                 let overdue = link.take_overdue(id);
                 if let Some(call) = self.answered(link, id, Some(run_time), now)? {
                     if !call.is_chunk() {
-                        return Err(format!("answered task {id} as if it were a chunk"));
+                        return Err(misread(
+                            call,
+                            format!("answered task {id} as if it were a chunk"),
+                            done,
+                        ));
                     }
                     let reply = if kind == kind::CHUNK_STOPPED {
                         let dropped = body.get(8..).and_then(<[u8]>::first_chunk);
@@ -880,6 +895,13 @@ impl Core {
 
 fn unreadable(error: String) -> String {
     format!("sent garbage ({error})")
+}
+
+/// An answer that is of another kind than its task ends that task, and says what is wrong with the worker.
+fn misread(call: Arc<Call>, reason: String, done: &mut Vec<(Arc<Call>, Outcome)>) -> String {
+    let error = call.error(Cause::Decode(format!("the worker {reason}")));
+    done.push((call, Err(error)));
+    reason
 }
 
 fn unknown(id: u64) -> String {

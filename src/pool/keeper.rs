@@ -263,9 +263,7 @@ impl Shared {
         if let Some(next) = next {
             self.check_by(&link, next);
         }
-        for (call, outcome) in done {
-            call.complete(outcome, &self.callbacks);
-        }
+        self.complete(done);
     }
 
     /// Stops a task that runs and whose time is up.

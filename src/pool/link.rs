@@ -140,6 +140,8 @@ struct Reader {
     ended: bool,
     /// The bytes so far make no sense, and those behind them cannot.
     garbled: bool,
+    /// The position up to which the ledger has been taken, where the turn is still the parent's.
+    held: Option<u64>,
 }
 
 impl fmt::Debug for Link {
@@ -183,6 +185,7 @@ impl Link {
                 taken: Vec::new(),
                 ended: false,
                 garbled: false,
+                held: None,
             }),
             driver: AtomicWaker::new(),
             closed: AtomicBool::new(false),
@@ -371,6 +374,15 @@ impl Link {
         }
     }
 
+    /// Takes what somebody who looked has left to the driving future.
+    fn take_held(&self, shared: &Shared) -> Result<(), String> {
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        match reader.held {
+            Some(_) => reader.look(self, shared, || true),
+            None => Ok(()),
+        }
+    }
+
     fn give_up(&self, fault: String) {
         self.set_fault(fault);
         self.broken.notify_one();
@@ -448,7 +460,7 @@ impl Reader {
         if self.ended || self.garbled {
             return Ok(());
         }
-        let Some(mut position) = delivery.look() else {
+        let Some(mut position) = self.held.take().or_else(|| delivery.look()) else {
             return Ok(());
         };
         // Everything in front of it was sent, and comes first. What comes with it the worker has sent since.
@@ -480,12 +492,18 @@ impl Reader {
                 None => break,
             }
         }
-        while !delivery.leave(position) {
+        for _ in 0..READS {
+            if delivery.leave(position) {
+                return Ok(());
+            }
             match delivery.see(position) {
                 Some(end) if self.take(link, shared, position, end)? => position = end,
                 _ => return Ok(()),
             }
         }
+        // Answers come as fast as they are handled: that is the driving future's business, bit by bit.
+        self.held = Some(position);
+        link.driver.wake();
         Ok(())
     }
 
@@ -637,6 +655,9 @@ fn poll_link(
     let Some(Watching { watched, .. }) = watching else {
         return Poll::Ready(Ok(()));
     };
+    if let Err(fault) = link.take_held(shared) {
+        return Poll::Ready(Err(fault));
+    }
     for _ in 0..READS {
         let mut guard = match watched.poll_read_ready(context) {
             Poll::Ready(Ok(guard)) => guard,

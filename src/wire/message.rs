@@ -13,7 +13,7 @@ use crate::error::RemotePanic;
 use crate::memory::MemoryMechanism;
 
 /// The version of everything in this folder. Both sides must speak the same.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 /// The first bytes of a worker. What comes before it is somebody else's: a login banner, say.
 pub(crate) const MAGIC: [u8; 16] = *b"\0procession/1\r\n\0";

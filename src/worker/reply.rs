@@ -357,9 +357,9 @@ impl Replies {
     fn deliver(&self, state: &mut State) -> io::Result<()> {
         self.end_frame(state);
         let from = self.delivery().claim();
-        let sent = self.send_from(state, from);
+        // What cannot be sent is not released: the parent finds it in the ledger when this process has ended for it.
+        self.send_from(state, from)?;
         self.delivery().release(state.end);
-        sent?;
         state.waits_since = None;
         self.start_over(state);
         Ok(())
@@ -369,18 +369,17 @@ impl Replies {
     fn send_apart(&self, state: &mut State, message: &Outgoing, id: u64) -> io::Result<()> {
         self.end_frame(state);
         let from = self.delivery().claim();
-        let sent = self.send_from(state, from).and_then(|()| {
-            let mut outbox = Outbox::default();
-            outbox.push(message, id);
-            outbox.write(self.connection.as_fd(), SendFlags::empty())
-        });
+        self.send_from(state, from)?;
+        let mut outbox = Outbox::default();
+        outbox.push(message, id);
+        outbox.write(self.connection.as_fd(), SendFlags::empty())?;
         state.end += message.wire_length();
         // Nothing is taken from the ledger before the end is moved, and then nothing in front of it.
         self.start_over(state);
         self.delivery().commit(state.end);
         self.delivery().release(state.end);
         state.waits_since = None;
-        sent
+        Ok(())
     }
 
     /// Sends the bytes of the ledger from the position `from` on.
