@@ -245,6 +245,39 @@ fn element_failure(call: &Call, reply: &Reply, record: Option<&[u8]>) -> TaskErr
     }
 }
 
+/// A chunk of elements that take no longer together is not made smaller to spread the work.
+const LEAST_TIME: Duration = Duration::from_micros(200);
+
+/// How elements are shared out whose number is known.
+///
+/// As in Python, four frames for each worker would take them all; but from the middle on they become smaller, so that
+/// nobody waits long for the last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    largest: usize,
+    left: usize,
+    workers: usize,
+}
+
+impl Shares {
+    pub(crate) fn new(total: usize, workers: usize) -> Self {
+        Self {
+            largest: total.div_ceil(4 * workers),
+            left: total,
+            workers,
+        }
+    }
+
+    pub(crate) fn take(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count);
+    }
+
+    /// Elements of the next frame, at least one.
+    pub(crate) fn next(&self) -> usize {
+        self.left.div_ceil(2 * self.workers).clamp(1, self.largest.max(1))
+    }
+}
+
 /// How many elements go into a frame.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChunkSize {
@@ -253,25 +286,26 @@ pub(crate) struct ChunkSize {
     time: Duration,
     /// What one element takes, once some have been measured.
     element: Option<Duration>,
+    /// How many a frame may carry that is sent before that.
+    unmeasured: usize,
     most: usize,
-    /// How many the next frame should carry.
-    next: usize,
+    /// What is to be shared out, if that is known.
+    shares: Option<Shares>,
 }
 
 impl ChunkSize {
     /// For a call whose results are wanted all together; `total` is how many elements there are at most, if that is
     /// known.
     ///
-    /// As in Python there are four frames for each worker, so that none waits long for the last; fewer elements
-    /// where they take long, so that the work spreads.
+    /// Fewer elements than their [share](Shares) where they take long, so that the work spreads.
     pub(crate) fn for_map(fixed: Option<usize>, total: Option<usize>, workers: usize) -> Self {
-        let share = total.map(|total| total.div_ceil(4 * workers).max(1));
         Self {
             fixed,
             time: Duration::from_millis(4),
             element: None,
-            most: share.unwrap_or(1 << 20),
-            next: fixed.unwrap_or(share.unwrap_or(1).min(256)),
+            unmeasured: if total.is_some() { 256 } else { 1 },
+            most: 1 << 20,
+            shares: total.map(|total| Shares::new(total, workers)),
         }
     }
 
@@ -281,8 +315,9 @@ impl ChunkSize {
             fixed,
             time: Duration::from_micros(200),
             element: None,
+            unmeasured: 1,
             most: (ahead / (4 * workers)).max(1),
-            next: fixed.unwrap_or(1),
+            shares: None,
         }
     }
 
@@ -296,15 +331,31 @@ impl ChunkSize {
             .element
             .map_or(element, |average| (average * 3 + element) / 4);
         self.element = Some(average);
-        if self.fixed.is_none() {
-            let fitting = self.time.as_nanos() / average.as_nanos().max(1);
-            self.next = usize::try_from(fitting).unwrap_or(usize::MAX).clamp(1, self.most);
+    }
+
+    /// A frame of `count` elements is on its way.
+    pub(crate) fn sent(&mut self, count: usize) {
+        if let Some(shares) = &mut self.shares {
+            shares.take(count);
         }
     }
 
     /// How many elements the next frame should carry.
     pub(crate) fn next(&self) -> usize {
-        self.next
+        if let Some(fixed) = self.fixed {
+            return fixed;
+        }
+        let share = self.shares.map_or(usize::MAX, |shares| shares.next());
+        let fitting = match self.element {
+            None => share.min(self.unmeasured),
+            Some(element) => {
+                let fill = |time: Duration| {
+                    usize::try_from(time.as_nanos() / element.as_nanos().max(1)).unwrap_or(usize::MAX)
+                };
+                share.max(fill(LEAST_TIME)).min(fill(self.time))
+            }
+        };
+        fitting.clamp(1, self.most)
     }
 }
 
@@ -474,4 +525,48 @@ pub(crate) fn decode_all<R: DeserializeOwned>(call: &Call, reply: Reply) -> Resu
         values.push(codec::decode(bytes).map_err(|message| undecoded(call, &message))?);
     }
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The sizes of all frames of so many elements.
+    fn sizes(mut shares: Shares) -> Vec<usize> {
+        let mut sizes = Vec::new();
+        while shares.left > 0 {
+            sizes.push(shares.next());
+            shares.take(shares.next());
+        }
+        sizes
+    }
+
+    #[test]
+    fn shares_are_equal_until_half_is_left_and_become_smaller_then() {
+        assert_eq!(sizes(Shares::new(42, 2)), [6, 6, 6, 6, 5, 4, 3, 2, 1, 1, 1, 1]);
+        assert_eq!(sizes(Shares::new(3, 2)), [1, 1, 1]);
+        assert!(sizes(Shares::new(0, 2)).is_empty());
+    }
+
+    #[test]
+    fn elements_that_take_long_go_alone_and_short_ones_fill_a_frame() {
+        let mut size = ChunkSize::for_map(None, Some(1_000_000), 2);
+        assert_eq!(size.next(), 256);
+        size.learn(1, Duration::from_millis(10));
+        assert_eq!(size.next(), 1);
+        let mut size = ChunkSize::for_map(None, Some(1_000_000), 2);
+        size.learn(256, Duration::from_micros(256));
+        assert_eq!(size.next(), 4000);
+        // The last ones are not worth a frame each.
+        size.sent(999_900);
+        assert_eq!(size.next(), 200);
+    }
+
+    #[test]
+    fn a_size_that_was_asked_for_stays() {
+        let mut size = ChunkSize::for_map(Some(7), Some(100), 2);
+        size.learn(7, Duration::from_secs(1));
+        size.sent(99);
+        assert_eq!(size.next(), 7);
+    }
 }

@@ -16,7 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::call::{Call, Reply};
-use super::chunks::{ChunkSize, Gather, Packed, Packer, decode_all, decode_chunk, decode_single, single};
+use super::chunks::{
+    ChunkSize, Gather, Packed, Packer, Shares, decode_all, decode_chunk, decode_single, single,
+};
 use super::dispatch::Shared;
 use super::options::TaskOptions;
 use super::progress::Progress;
@@ -323,6 +325,7 @@ where
         let Some(Packed { call, count }) = packed else {
             return;
         };
+        self.size.sent(count);
         let index = self.next_index;
         self.next_index += 1;
         self.submit(Running {
@@ -478,9 +481,9 @@ where
     }
 
     /// How many elements travel and run together. Zero is
-    /// [`InvalidOption`](crate::TaskErrorKind::InvalidOption). Defaults to four chunks for each worker, and smaller
-    /// ones where elements are measured to take long, which [`submit`](Self::submit) does not do; one at a time where
-    /// workers run several tasks at once.
+    /// [`InvalidOption`](crate::TaskErrorKind::InvalidOption). Defaults to a quarter of each worker's share, from the
+    /// middle of the input on to ever less, and to less where elements are measured to take long, which
+    /// [`submit`](Self::submit) does not do; one at a time where workers run several tasks at once.
     #[doc(alias = "chunksize")]
     pub fn chunk_size(mut self, elements: usize) -> Self {
         self.options.chunk_size = Some(elements);
@@ -583,15 +586,17 @@ where
     let limit = shared.config.max_frame_size;
     let workers = shared.config.workers;
     let elements: Vec<I::Item> = input.collect();
-    let size = match options.chunk_size {
-        Some(size) => size,
-        None if shared.config.tasks_per_worker > 1 => 1,
-        None => elements.len().div_ceil(4 * workers),
+    let fixed = match options.chunk_size {
+        None if shared.config.tasks_per_worker > 1 => Some(1),
+        size => size,
     };
+    let mut shares = Shares::new(elements.len(), workers);
+    let mut size = fixed.unwrap_or(shares.next());
     let mut packer = Packer::new(row, limit, options.task);
     let mut packed = Vec::new();
     for element in elements {
-        if size == 1 {
+        shares.take(1);
+        if size == 1 && packer.count() == 0 {
             packed.push(Packed {
                 call: Arc::new(single(row, &element, limit, &options.task)?),
                 count: 1,
@@ -604,6 +609,7 @@ where
         }
         if packer.count() >= size {
             packed.extend(packer.take());
+            size = fixed.unwrap_or(shares.next());
         }
     }
     packed.extend(packer.take());
