@@ -1,7 +1,7 @@
 //! What is measured: tasks by the thousand, in a process of its own.
 
 use std::io::{self, BufRead, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use procession::{AsyncResult, Pool};
@@ -74,8 +74,12 @@ pub(crate) fn watched(load: &Load, n: usize, is_stepped: bool) -> Result<(), Err
         .build()?;
     // In a spawned task, as the handlers of a service run.
     let measurement = async move {
-        // PLACE: `.spin(Duration::ZERO)` where steps are counted, for looking again takes as many as there is time for.
-        let pool = Pool::builder().workers(threads).build().await?;
+        let mut pool = Pool::builder().workers(threads);
+        if is_stepped {
+            // Looking again takes as many steps as there is time for.
+            pool = pool.spin(Duration::ZERO);
+        }
+        let pool = pool.build().await?;
         if key != QUEUED.key {
             run(&pool, key, n.min(100)).await?;
         }
