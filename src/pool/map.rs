@@ -252,7 +252,8 @@ where
                 self.submit(running);
             } else if !dry && self.running.len() < self.frames && self.outstanding < self.ahead {
                 dry = self.read(context);
-                if turn.is_over(context) {
+                // No worker goes without for it.
+                if self.running.len() >= self.shared.config.workers && turn.is_over(context) {
                     return;
                 }
             } else if self.packer.count() > 0 && (dry || self.running.is_empty()) {
