@@ -266,7 +266,10 @@ impl Shared {
         let mut cause = cause;
         if let (Cancelled::InFlight(_), Some(link)) = (&cancelled, &link) {
             self.ask_to_end(link, id, polite);
-            if let Cause::TimedOut { ran: ran @ None, .. } = &mut cause
+            if let Cause::TimedOut {
+                limit: TimeLimit::Deadline,
+                ran: ran @ None,
+            } = &mut cause
                 && link.ledger.started().iter().any(|started| started.id == id)
             {
                 // It started just before it was told not to.
@@ -323,6 +326,7 @@ impl Shared {
         let mut flush: Vec<Arc<Link>> = Vec::new();
         let mut later: Vec<(Arc<Link>, Action<()>)> = Vec::new();
         let mut admitted: Vec<Arc<Call>> = Vec::new();
+        let mut late: Vec<(Arc<Call>, Outcome)> = Vec::new();
         while let Some(action) = core.state.next_action() {
             let (worker, action) = match action {
                 Action::Start { worker, number } => {
@@ -340,6 +344,14 @@ impl Shared {
                         core.state.forget(worker, id);
                         continue;
                     };
+                    if payload.has_limits()
+                        && let Ok(limit) = payload.waited(Instant::now())
+                    {
+                        // It is about to be told so, and must not start meanwhile, given back by another worker, say.
+                        core.state.forget(worker, id);
+                        late.push(too_late(payload, limit));
+                        continue;
+                    }
                     payload.set_place(worker);
                     if let Some(link) = &core.links[worker] {
                         if let Some(timeout) = payload.timeout() {
@@ -404,6 +416,7 @@ impl Shared {
         for call in admitted {
             call.admit();
         }
+        self.complete(late);
         for (link, action) in later {
             match action {
                 Action::Abort { id, .. } => link.control(Control::Abort(id)),
@@ -715,13 +728,7 @@ impl Core {
             self.resubmit(call, done);
             return;
         };
-        let error = call.error_after_tries(Cause::TimedOut { limit, ran: None });
-        let outcome = if call.is_chunk() {
-            Ok(call.lose_rest(&error))
-        } else {
-            Err(error)
-        };
-        done.push((call, outcome));
+        done.push(too_late(call, limit));
     }
 
     /// Puts a task that must run again, or what is left of one, into the queue, if there is time.
@@ -895,6 +902,17 @@ impl Core {
 
 fn unreadable(error: String) -> String {
     format!("sent garbage ({error})")
+}
+
+/// How a task ends that has waited for too long.
+fn too_late(call: Arc<Call>, limit: TimeLimit) -> (Arc<Call>, Outcome) {
+    let error = call.error_after_tries(Cause::TimedOut { limit, ran: None });
+    let outcome = if call.is_chunk() {
+        Ok(call.lose_rest(&error))
+    } else {
+        Err(error)
+    };
+    (call, outcome)
 }
 
 /// An answer that is of another kind than its task ends that task, and says what is wrong with the worker.

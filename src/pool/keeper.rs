@@ -122,23 +122,27 @@ impl Shared {
         };
         let id = call.id();
         let mut ran = None;
-        let link = self.lock().link_of(id);
+        // One revokes at a time, and where the task is.
+        let core = self.lock();
+        let link = core.link_of(id);
         if let Some(link) = link {
             let has_started = || link.ledger.started().iter().any(|started| started.id == id);
             if has_started() {
+                drop(core);
                 return match call.deadline() {
                     Some(deadline) if deadline <= Instant::now() => self.overrun(link.place, link.process),
                     Some(deadline) => call.watch(&self.timers, deadline),
                     None => {}
                 };
             }
-            // From now on it does not start. If it has done so meanwhile, it is told to end. One revokes at a time.
-            let core = self.lock();
+            // From now on it does not start. If it has done so meanwhile, it is told to end.
             link.ledger.revoke(id);
             drop(core);
             ran = has_started().then_some((link.number, link.pid));
             // It may be over: what has been answered in time counts, whether or not somebody has read it yet.
             link.read_all(self);
+        } else {
+            drop(core);
         }
         let core = self.lock();
         let cause = Cause::TimedOut { limit, ran };
