@@ -36,6 +36,8 @@ use crate::{init, runtime, worker};
 /// Workers that a pool may have: beyond this a machine runs out of other things.
 const MOST_WORKERS: usize = 4096;
 const MOST_TASKS_PER_WORKER: usize = 4096;
+/// A caller that looks holds its thread for so long.
+const LONGEST_SPIN: Duration = Duration::from_secs(1);
 
 /// What an initializer may return: nothing, or a `Result` whose error says why the worker cannot work.
 pub trait InitializerOutcome {
@@ -344,7 +346,7 @@ impl PoolBuilder {
     /// They look only while it is worth it: more rarely the more often they looked in vain, down to one of 64 times; not
     /// while others want the processor; and of callers no more at a time than half as many as there are processors,
     /// on a single one nobody. A pool without work sleeps. With a long time, news of the worker, its death say, may be
-    /// heard so much later. Zero switches it off. Defaults to 50 µs.
+    /// heard so much later. Zero switches it off, more than a second is an error. Defaults to 50 µs.
     pub fn spin(mut self, time: Duration) -> Self {
         self.spin = time;
         self
@@ -672,6 +674,9 @@ impl PoolBuilder {
         }
         if start_timeout.is_zero() {
             return invalid("start_timeout", "no worker starts in no time");
+        }
+        if spin > LONGEST_SPIN {
+            return invalid("spin", "who looks for more than a second should sleep");
         }
         if output_buffer == 0 {
             return invalid("output_buffer", "no line fits into zero bytes");

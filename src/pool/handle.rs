@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::asynchronous::Asynchronous;
 use super::builder::PoolBuilder;
+use super::call::Call;
 use super::chunks::{decode_single, single};
 use super::dispatch::{End, Shared};
 use super::imap::Imap;
@@ -17,7 +18,7 @@ use super::map::{IterSource, Map, StreamSource};
 use super::options::TaskOptions;
 use super::result::{Apply, AsyncResult, Task};
 use super::stats::{Stats, WorkerStats, resident_memory};
-use crate::error::{BuildError, Cause, JoinError, TryApplyError};
+use crate::error::{BuildError, Cause, JoinError, TaskError, TryApplyError};
 use crate::process::listen::Ears;
 use crate::runtime;
 use crate::task::arguments::StarFn;
@@ -447,20 +448,19 @@ impl Pool {
         self.shared().lock().is_open()
     }
 
+    /// A call with the pool's own options.
+    fn call<A: Serialize>(&self, row: u32, argument: &A) -> Result<Arc<Call>, TaskError> {
+        let config = &self.shared().config;
+        single(row, argument, config.max_frame_size, &config.task_options).map(Arc::new)
+    }
+
     pub(super) fn apply_row<A, R>(&self, row: u32, argument: &A) -> Apply<R>
     where
         A: Serialize,
         R: DeserializeOwned + 'static,
     {
-        let shared = Arc::clone(self.shared());
-        let call = single(
-            row,
-            argument,
-            shared.config.max_frame_size,
-            &shared.config.task_options,
-        )
-        .map(Arc::new);
-        Apply::new(shared, call, decode_single::<R>)
+        let call = self.call(row, argument);
+        Apply::new(Arc::clone(self.shared()), call, decode_single::<R>)
     }
 
     pub(super) fn apply_async_row<A, R>(&self, row: u32, argument: &A) -> AsyncResult<R>
@@ -469,15 +469,8 @@ impl Pool {
         R: DeserializeOwned + 'static,
     {
         let shared = Arc::clone(self.shared());
-        let call = single(
-            row,
-            argument,
-            shared.config.max_frame_size,
-            &shared.config.task_options,
-        );
-        match call {
+        match self.call(row, argument) {
             Ok(call) => {
-                let call = Arc::new(call);
                 shared.submit_or_fail(&call);
                 AsyncResult::new(shared, call, decode_single::<R>)
             }
@@ -512,14 +505,7 @@ impl Pool {
         let shared = Arc::clone(self.shared());
         // Looked at before the work of encoding, and again by the submission itself.
         let result = shared.admit().and_then(|()| {
-            let call = single(
-                row,
-                &argument,
-                shared.config.max_frame_size,
-                &shared.config.task_options,
-            )
-            .map_err(|error| error.cause())?;
-            let call = Arc::new(call);
+            let call = self.call(row, &argument).map_err(|error| error.cause())?;
             shared.submit(&call)?;
             Ok(call)
         });

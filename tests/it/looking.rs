@@ -396,3 +396,14 @@ fn a_parent_that_is_stopped_while_it_looks_goes_on() {
         }
     });
 }
+
+#[tokio::test]
+async fn who_looks_without_end_is_refused() {
+    let error = within(Pool::builder().spin(Duration::MAX).build())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("spin"), "{error}");
+    within(Pool::builder().workers(1).spin(Duration::from_secs(1)).build())
+        .await
+        .unwrap();
+}
