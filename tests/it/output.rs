@@ -11,7 +11,7 @@ use procession::{BuildError, Line, Output, OutputStream, Pool, PoolBuilder};
 
 use crate::fuse::{eventually, receive, within};
 use crate::gate::{gate, wait_at};
-use crate::scene::{alone, pid, pids, runtime, same};
+use crate::scene::{alone_to_the_end, pid, pids, runtime, same};
 
 /// A builder whose lines of both streams come through one channel.
 fn heard(workers: usize) -> (PoolBuilder, Receiver<Line>) {
@@ -312,7 +312,7 @@ async fn a_blocked_listener_does_not_stop_a_workers_replacement() {
 
 /// A child process of the test's own prints by two workers at once; this looks at what came out of it.
 fn printed(name: &str, output: fn() -> Output) -> Option<(String, String)> {
-    alone(name, || {
+    alone_to_the_end(name, || {
         // The harness has begun a line.
         std::io::stdout().write_all(b"\n").unwrap();
         runtime().block_on(async {
@@ -343,7 +343,6 @@ fn inherited_lines_of_two_workers_do_not_mix_and_none_is_lost() {
     for text in [stdout, stderr] {
         for n in 0..20 {
             let line = format!("<a line in pieces {n}>");
-            // The harness writes its own last line in pieces.
             assert_eq!(text.matches(&line).count(), 20, "{line}\n{text}");
         }
     }

@@ -153,11 +153,32 @@ pub(crate) fn program(name: &str) -> PathBuf {
 /// name. The test runs itself again with a filter, and the second time this calls `body`. The first time it gives what
 /// the second printed to its standard output and standard error.
 pub(crate) fn alone(name: &str, body: impl FnOnce()) -> Option<(String, String)> {
-    const ALONE: &str = "PROCESSION_TEST_ALONE";
-    if std::env::var(ALONE).is_ok_and(|alone| alone == name) {
+    if is_alone(name) {
         body();
         return None;
     }
+    let (stdout, stderr) = printed_alone(name);
+    assert!(stdout.contains("1 passed"), "{stdout}\n{stderr}");
+    Some((stdout, stderr))
+}
+
+/// The same for a body with which the process ends, so that the harness prints nothing more among what is on its way.
+#[expect(clippy::exit, reason = "the end of the program is what is looked at")]
+pub(crate) fn alone_to_the_end(name: &str, body: impl FnOnce()) -> Option<(String, String)> {
+    if is_alone(name) {
+        body();
+        std::process::exit(0);
+    }
+    Some(printed_alone(name))
+}
+
+const ALONE: &str = "PROCESSION_TEST_ALONE";
+
+fn is_alone(name: &str) -> bool {
+    std::env::var(ALONE).is_ok_and(|alone| alone == name)
+}
+
+fn printed_alone(name: &str) -> (String, String) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
         .env(ALONE, name)
@@ -165,12 +186,8 @@ pub(crate) fn alone(name: &str, body: impl FnOnce()) -> Option<(String, String)>
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(
-        output.status.success() && stdout.contains("1 passed"),
-        "{}\n{stdout}\n{stderr}",
-        output.status
-    );
-    Some((stdout, stderr))
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    (stdout, stderr)
 }
 
 /// A runtime like that of `#[tokio::main]`.
