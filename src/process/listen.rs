@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::output::{OutputStream, Sink};
-use super::pass::{Batch, Passer, Speaker};
+use super::pass::{self, Batch, Passer, Speaker};
 use crate::shared::ledger::{Ledger, Started};
 use crate::wire::mark::{Found, Tag, Token};
 
@@ -255,8 +255,8 @@ pub(crate) fn at_exit() {
         is_swept
             .recv_timeout(until.saturating_duration_since(Instant::now()))
             .ok();
-        ears.passers().for_each(|passer| passer.wait(until));
     }
+    pass::wait_for_all(until);
 }
 
 /// The thread's own: the pipes, and what it reads from them.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Instant;
 
@@ -86,17 +86,33 @@ impl fmt::Debug for Passer {
     }
 }
 
+/// Of all pools, for the end of the program: a thread may still pass on what a pool has left that is gone.
+fn living() -> MutexGuard<'static, Vec<Weak<Shared>>> {
+    static LIVING: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+    LIVING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until everything has been passed on.
+pub(crate) fn wait_for_all(until: Instant) {
+    let living: Vec<_> = living().iter().filter_map(Weak::upgrade).collect();
+    for shared in living {
+        Passer { shared }.wait(until);
+    }
+}
+
 impl Passer {
     /// A buffer of `limit` bytes, and one batch more.
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                state: Mutex::default(),
-                filled: Condvar::new(),
-                emptied: Condvar::new(),
-                limit,
-            }),
-        }
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            filled: Condvar::new(),
+            emptied: Condvar::new(),
+            limit,
+        });
+        let mut living = living();
+        living.retain(|shared| shared.strong_count() > 0);
+        living.push(Arc::downgrade(&shared));
+        Self { shared }
     }
 
     /// `false` when the buffer is full, and the batch is dropped.
