@@ -19,6 +19,8 @@ mod ends;
 mod killer;
 mod leaks;
 mod load;
+#[path = "../common/program.rs"]
+mod program;
 mod random;
 mod site;
 mod staff;
@@ -61,14 +63,7 @@ struct Request {
 
 fn main() -> ExitCode {
     procession::init();
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("chaos: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    program::exit("chaos", run())
 }
 
 fn run() -> Result<bool, Error> {

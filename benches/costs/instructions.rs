@@ -99,11 +99,21 @@ fn compiler() -> Result<String, Error> {
     Ok(format!("{}, {}", version.trim(), std::env::consts::ARCH))
 }
 
-/// Prints what is counted beside what is expected. `false` when it is more by too much.
-pub(crate) fn compare(write: bool) -> Result<bool, Error> {
+/// What was counted beside what is expected, as Markdown.
+pub(crate) struct Compared {
+    pub(crate) text: String,
+    /// `false` when something is more by too much.
+    pub(crate) well: bool,
+}
+
+/// Counts, and writes what is expected from now on when it is to.
+pub(crate) fn compare(write: bool) -> Result<Compared, Error> {
+    let skipped = |why: &str| Compared {
+        text: format!("Skipped: {why}, so that instructions are not counted.\n"),
+        well: true,
+    };
     let Some(steps) = build_steps()? else {
-        println!("skipped: there is no C compiler, so that instructions are not counted");
-        return Ok(true);
+        return Ok(skipped("there is no C compiler"));
     };
     let file = source("expected.txt");
     let expected = fs::read_to_string(&file).unwrap_or_default();
@@ -111,8 +121,9 @@ pub(crate) fn compare(write: bool) -> Result<bool, Error> {
     let is_comparable = expected.lines().next() == Some(&compiler);
     let mut written = format!("{compiler}\n");
     let mut well = true;
-    println!(
-        "| instructions of | in the | expected | counted, least of two [–most] | |\n| --- | --- | --- | --- | --- |"
+    let mut text = format!(
+        "Outside the kernel, built by {compiler}; one worker, one thread of the runtime, looking again switched off.\n\n\
+         | instructions of | in the | expected | counted, least of two [–most] | |\n| --- | --- | --- | --- | --- |\n"
     );
     for (load, n, side) in COUNTS {
         let key = format!("{} {}", load.key, side.name());
@@ -124,8 +135,7 @@ pub(crate) fn compare(write: bool) -> Result<bool, Error> {
         let (mut count, mut most, mut rounds) = (f64::INFINITY, 0.0_f64, 0);
         while rounds < ROUNDS || count > enough && rounds < MOST_ROUNDS {
             let Some(counted) = self::count(&steps, load, n, side)? else {
-                println!("\nskipped: processes cannot be traced here, so that instructions are not counted");
-                return Ok(true);
+                return Ok(skipped("processes cannot be traced here"));
             };
             (count, most, rounds) = (count.min(counted), most.max(counted), rounds + 1);
         }
@@ -133,8 +143,8 @@ pub(crate) fn compare(write: bool) -> Result<bool, Error> {
         let change = expected.map_or(0.0, |expected| count / expected - 1.0);
         let is_more = is_comparable && change > TOLERANCE && !write;
         well &= !is_more;
-        println!(
-            "| {} | {} | {} | {count:.0} [–{most:.0}] | {:+.1} %{} |",
+        text += &format!(
+            "| {} | {} | {} | {count:.0} [–{most:.0}] | {:+.1} %{} |\n",
             load.about,
             side.name(),
             expected.map_or("–".to_owned(), |expected| format!("{expected:.0}")),
@@ -145,10 +155,10 @@ pub(crate) fn compare(write: bool) -> Result<bool, Error> {
     if write {
         fs::write(&file, written)?;
     } else if !is_comparable {
-        println!("\nexpected.txt is of another compiler than {compiler}: nothing is held against it");
+        text += "\nexpected.txt is of another compiler: nothing is held against it.\n";
     }
     if !well {
-        println!("\nSomething takes a tenth more than expected; `--write` where that is meant.");
+        text += "\nSomething takes a tenth more than expected; `--write` where that is meant.\n";
     }
-    Ok(well)
+    Ok(Compared { text, well })
 }

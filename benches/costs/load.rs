@@ -8,6 +8,7 @@ use procession::{AsyncResult, Pool};
 use tokio::runtime::Builder;
 
 use crate::Error;
+use crate::tasks::{echo, successor};
 
 /// A number of tasks, one way or another.
 pub(crate) struct Load {
@@ -44,14 +45,6 @@ pub(crate) const LOADS: [&Load; 6] = [&CALL, &SINGLE, &MAP, &QUEUED, &SMALL, &LA
 pub(crate) fn find(key: &str) -> Result<&'static Load, Error> {
     let load = LOADS.into_iter().find(|load| load.key == key);
     load.ok_or_else(|| format!("there is no load {key}").into())
-}
-
-fn successor(n: u64) -> u64 {
-    n + 1
-}
-
-fn echo(bytes: Bytes) -> Bytes {
-    bytes
 }
 
 /// Keeps its worker from running anything else.

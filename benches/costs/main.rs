@@ -4,7 +4,8 @@
 //! cargo bench --bench costs                     both tables
 //! cargo bench --bench costs -- --time           time, switches and system calls of a task, in parent and workers
 //! cargo bench --bench costs -- --instructions   instructions of a task, beside those that are expected
-//! cargo bench --bench costs -- --write          what is counted is what is expected from now on
+//! cargo bench --bench costs -- --write          the tables go into benches/costs/README.md as well, and what is
+//!                                               counted is what is expected from now on
 //! cargo bench -- --test, cargo test --benches   a tiny run that shows nothing but that it works
 //! ```
 //!
@@ -16,26 +17,43 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
+#[path = "../common/figures.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
+mod figures;
 mod floor;
 mod instructions;
 mod load;
+#[path = "../common/machine.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
+mod machine;
+#[path = "../common/marked.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
+mod marked;
+#[path = "../common/program.rs"]
+mod program;
+#[path = "../common/tasks.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
+mod tasks;
 mod time;
+#[path = "../common/usage.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
+mod usage;
 mod watch;
 
+use std::path::Path;
 use std::process::ExitCode;
+
+const HEAD: &str = "\
+# Where the time of a task goes
+
+Written by `cargo bench --bench costs -- --write`, with `--time` or `--instructions` only one of the tables.
+";
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
     procession::init();
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("costs: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    program::exit("costs", run())
 }
 
 /// `false` when something costs more than is expected.
@@ -72,11 +90,27 @@ fn run() -> Result<bool, Error> {
         }
         return Ok(true);
     }
-    if !has("--instructions") && !has("--write") {
-        println!("{}", time::table()?);
+    let (is_all, write) = (has("--time") == has("--instructions"), has("--write"));
+    let mut well = true;
+    if is_all || has("--time") {
+        let table = time::table()?;
+        println!("{table}");
+        if write {
+            write_section("time", &format!("## Time\n\n{table}"))?;
+        }
     }
-    if has("--time") {
-        return Ok(true);
+    if is_all || has("--instructions") {
+        let compared = instructions::compare(write)?;
+        println!("{}", compared.text);
+        well = compared.well;
+        if write {
+            write_section("instructions", &format!("## Instructions\n\n{}", compared.text))?;
+        }
     }
-    instructions::compare(has("--write"))
+    Ok(well)
+}
+
+fn write_section(name: &str, section: &str) -> Result<(), Error> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/costs/README.md");
+    marked::write_section(&page, HEAD, ["time", "instructions"], (name, section))
 }

@@ -7,75 +7,148 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::figures::median;
 use crate::load::{CALL, LARGE, Load, MAP, SINGLE, SMALL};
+use crate::usage::{Usage, Used};
 use crate::watch::Watch;
-use crate::{Error, floor};
+use crate::{Error, floor, machine};
 
-/// Each with how many tasks are timed, how many are traced, and the bytes that go each way for one of them.
-const ROWS: [(&Load, usize, usize, usize); 5] = [
-    (&CALL, 20_000, 2000, 20),
-    (&SINGLE, 400_000, 40_000, 0),
-    (&MAP, 4_000_000, 400_000, 0),
-    (&SMALL, 1000, 100, 1 << 20),
-    (&LARGE, 10, 5, 64 << 20),
+struct Row {
+    load: &'static Load,
+    /// How many tasks are timed.
+    timed: usize,
+    /// How many are traced.
+    traced: usize,
+    /// Bytes that go each way for one of them; none where so many share a frame that they do not count.
+    bytes: usize,
+    /// System calls that each side needs for one of them in principle.
+    calls: &'static str,
+}
+
+const ROWS: [Row; 5] = [
+    Row {
+        load: &CALL,
+        timed: 20_000,
+        traced: 2000,
+        bytes: 20,
+        calls: "2: 1 to send, 1 to receive",
+    },
+    Row {
+        load: &SINGLE,
+        timed: 400_000,
+        traced: 40_000,
+        bytes: 0,
+        calls: "0.0006: thousands of tasks in 64 KiB",
+    },
+    Row {
+        load: &MAP,
+        timed: 4_000_000,
+        traced: 400_000,
+        bytes: 0,
+        calls: "0.0001: thousands of elements in 64 KiB",
+    },
+    Row {
+        load: &SMALL,
+        timed: 1000,
+        traced: 100,
+        bytes: 1 << 20,
+        calls: "4: 2 for the message, 2 to copy",
+    },
+    Row {
+        load: &LARGE,
+        timed: 10,
+        traced: 5,
+        bytes: 64 << 20,
+        calls: "4: 2 for the message, 2 to copy",
+    },
 ];
 /// Of the times the median is taken.
 const ROUNDS: usize = 5;
 
-/// What the threads of some processes have used.
-#[derive(Clone, Copy, Default)]
-struct Usage {
+/// What one side used for a task.
+struct Side {
     nanoseconds: f64,
     switches: f64,
+    /// Ticks of the system's clock for all tasks, and how many of them were spent in the kernel.
+    ticks: f64,
+    in_kernel: f64,
 }
 
-impl Usage {
-    fn of(pids: &[u32]) -> Result<Self, Error> {
-        let mut sum = Self::default();
+/// A look at the processes of a side.
+struct Look {
+    usage: Usage,
+    user: f64,
+    kernel: f64,
+}
+
+impl Look {
+    fn at(pids: &[u32]) -> Result<Self, Error> {
+        let mut look = Self {
+            usage: Usage::of(pids)?,
+            user: 0.0,
+            kernel: 0.0,
+        };
         for pid in pids {
-            for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-                let thread = thread?.path();
-                // One that has just ended has no files any more.
-                let schedule = fs::read_to_string(thread.join("schedstat")).unwrap_or_default();
-                let status = fs::read_to_string(thread.join("status")).unwrap_or_default();
-                sum.nanoseconds += schedule
-                    .split(' ')
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            // Behind the name, which may have anything in it: the state, ten numbers, user time, kernel time.
+            let (_, behind) = stat.rsplit_once(')').ok_or("a stat without a name")?;
+            let mut times = behind.split_whitespace().skip(11);
+            let mut time = || {
+                times
                     .next()
-                    .and_then(|n| n.parse().ok())
-                    .unwrap_or(0.0);
-                let switches = status
-                    .lines()
-                    .filter_map(|line| line.split_once("ctxt_switches:"));
-                sum.switches += switches
-                    .filter_map(|(_, n)| n.trim().parse::<f64>().ok())
-                    .sum::<f64>();
-            }
+                    .ok_or("a short stat")?
+                    .parse::<f64>()
+                    .map_err(Error::from)
+            };
+            look.user += time()?;
+            look.kernel += time()?;
         }
-        Ok(sum)
+        Ok(look)
+    }
+
+    fn since(&self, before: &Self, n: usize) -> Side {
+        let Used {
+            switches,
+            nanoseconds,
+        } = self.usage.since(&before.usage);
+        Side {
+            nanoseconds: nanoseconds as f64 / n as f64,
+            switches: switches as f64 / n as f64,
+            ticks: self.user + self.kernel - before.user - before.kernel,
+            in_kernel: self.kernel - before.kernel,
+        }
     }
 }
 
 /// Wall time of a task, and what each side used for it.
 struct Timed {
     wall: f64,
-    parent: Usage,
-    workers: Usage,
+    parent: Side,
+    workers: Side,
 }
 
 fn timed(load: &Load, n: usize) -> Result<Timed, Error> {
     let mut watch = Watch::begin(load, n, false)?;
     let (parent, workers) = ([watch.parent()], watch.workers.clone());
-    let before = (Usage::of(&parent)?, Usage::of(&workers)?);
+    let before = (Look::at(&parent)?, Look::at(&workers)?);
     let wall = watch.tasks()?;
-    let each = |before: Usage, after: Usage| Usage {
-        nanoseconds: (after.nanoseconds - before.nanoseconds) / n as f64,
-        switches: (after.switches - before.switches) / n as f64,
-    };
     Ok(Timed {
         wall: wall / n as f64,
-        parent: each(before.0, Usage::of(&parent)?),
-        workers: each(before.1, Usage::of(&workers)?),
+        parent: Look::at(&parent)?.since(&before.0, n),
+        workers: Look::at(&workers)?.since(&before.1, n),
     })
+}
+
+/// CPU time of a side, and which share of it the kernel had.
+fn cpu(runs: &[Timed], side: fn(&Timed) -> &Side) -> String {
+    let nanoseconds = median(runs.iter().map(|run| side(run).nanoseconds).collect());
+    let sum = |figure: fn(&Side) -> f64| runs.iter().map(|run| figure(side(run))).sum::<f64>();
+    let share = sum(|side| side.in_kernel) / sum(|side| side.ticks);
+    if share.is_finite() {
+        format!("{}, {:.0} % in the kernel", time(nanoseconds), share * 100.0)
+    } else {
+        time(nanoseconds)
+    }
 }
 
 /// `strace -c` on processes that run already.
@@ -171,53 +244,64 @@ fn time(nanoseconds: f64) -> String {
     }
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// The table, as Markdown.
 pub(crate) fn table() -> Result<String, Error> {
     let codec = floor::codec()?;
-    let mut table =
-        "| a task | time | CPU in the parent | CPU in workers | needed | switches: parent | workers \
-        | system calls: parent | workers |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
-            .to_owned();
+    let mut rows = Vec::new();
+    // Round by round, so that a machine that slows down slows all of them.
+    for row in &ROWS {
+        rows.push((row, Vec::with_capacity(ROUNDS)));
+    }
+    for _ in 0..ROUNDS {
+        for (row, runs) in &mut rows {
+            runs.push(timed(row.load, row.timed)?);
+        }
+    }
+    let mut table = format!(
+        "procession {}, {}; medians of {ROUNDS} interleaved rounds, two workers, not pinned to cores.\n\n| a task | \
+         time | needed | CPU in the parent | CPU in workers | switches: parent | workers | system calls needed on each \
+         side | parent | workers |\n|{}\n",
+        machine::version(),
+        machine::machine(),
+        " --- |".repeat(10),
+    );
     let mut is_traced = true;
-    for (load, n, few, bytes) in ROWS {
-        let runs = (0..ROUNDS)
-            .map(|_| timed(load, n))
-            .collect::<Result<Vec<_>, _>>()?;
-        let of = |figure: fn(&Timed) -> f64| median(runs.iter().map(figure));
+    for (row, runs) in &rows {
+        let of = |figure: fn(&Timed) -> f64| median(runs.iter().map(figure).collect());
         // Argument and result are each encoded once and decoded once.
-        let needed = if bytes == 0 {
+        let needed = if row.bytes == 0 {
             0.0
         } else {
-            2.0 * floor::one_way(bytes)?
+            2.0 * floor::one_way(row.bytes)?
         } + 2.0 * codec;
-        let calls = traced(load, few)?;
+        let calls = traced(row.load, row.traced)?;
         is_traced &= calls.is_some();
         let calls = calls.map_or(["–".to_owned(), "–".to_owned()], |sides| {
             sides.map(|(all, most)| format!("{}: {most}", number(all)))
         });
+        let wall: Vec<f64> = runs.iter().map(|run| run.wall).collect();
         table += &format!(
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
-            load.about,
+            "| {} | {} [{}–{}] | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            row.load.about,
             time(of(|run| run.wall)),
-            time(of(|run| run.parent.nanoseconds)),
-            time(of(|run| run.workers.nanoseconds)),
+            time(wall.iter().copied().fold(f64::INFINITY, f64::min)),
+            time(wall.iter().copied().fold(0.0, f64::max)),
             time(needed),
+            cpu(runs, |run| &run.parent),
+            cpu(runs, |run| &run.workers),
             number(of(|run| run.parent.switches)),
             number(of(|run| run.workers.switches)),
+            row.calls,
             calls[0],
             calls[1],
         );
     }
-    table += "\n\"Needed\" is what the same bytes take through a socket and back in one thread that never waits, and to \
-        encode and decode; where many tasks share a frame, the socket's part is next to nothing.\n";
+    table += "\n\"Needed\" is what the same bytes take from one process to another and back in one thread that never \
+              waits, and to encode and decode them: through a socket, or copied in and out of memory that is shared and \
+              warm, whichever is faster. Where many tasks share a frame, the way is next to nothing.\n";
     if is_traced {
-        table += "System calls are as `strace` sees them, which slows them: what waits is then longer, and shared by more.\n";
+        table += "System calls are as `strace -c -f` counts them, which slows them: what waits is then longer, and shared \
+                  by more.\n";
     } else {
         table +=
             "Skipped: `strace` is not installed or may not trace, so that system calls are not counted.\n";

@@ -1,69 +1,77 @@
-//! Figures over all runs, as a table and as plots.
+//! The section of a curve: plots, what they say, knees, and a table.
 
-use std::collections::HashMap;
-use std::fs;
+use std::path::Path;
 
-use crate::curve::{Curve, Extent, Points};
-use crate::measure::Figures;
-use crate::plot::{Axis, Plot, Point, Series};
+use crate::curve::Points;
+use crate::machine::{machine, version};
+use crate::outcome::Outcome;
+use crate::plot::{Axis, Plot, Row, Rows, Series};
 
-/// The figures of a curve: by series, point and metric, one of each run.
-#[derive(Default)]
-pub(crate) struct Samples(HashMap<(&'static str, u64, String), Vec<f64>>);
-
-impl Samples {
-    pub(crate) fn add(&mut self, series: &'static str, x: f64, figures: &Figures) {
-        for (key, figure) in figures.iter() {
-            let key = (series, x.to_bits(), key.to_owned());
-            self.0.entry(key).or_default().push(figure);
-        }
-    }
-
-    fn of(&self, series: &'static str, x: f64, metric: &str) -> Option<Point> {
-        let figures = self.0.get(&(series, x.to_bits(), metric.to_owned()))?;
-        let mut sorted = figures.clone();
-        sorted.sort_by(f64::total_cmp);
-        let (least, most) = (*sorted.first()?, *sorted.last()?);
-        let y = f64::midpoint(sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
-        Some(Point { x, y, least, most })
-    }
-}
+/// Where plots lie, seen from the page.
+pub(crate) const FIGURES: &str = "figures";
 
 /// What the figures were measured on.
-fn note(runs: usize) -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+fn note(outcome: &Outcome<'_>) -> String {
     format!(
-        "procession {}{}, {cores} cores, Linux {}; medians of {runs} run{}, with least and most",
-        env!("CARGO_PKG_VERSION"),
-        if cfg!(debug_assertions) {
-            " (debug build)"
-        } else {
-            ""
+        "procession {}, {}; {}",
+        version(),
+        machine(),
+        match outcome.runs {
+            1 => "1 run".to_owned(),
+            runs => format!("medians of {runs} interleaved runs, with least and most"),
         },
-        release.trim(),
-        if runs == 1 { "" } else { "s" },
     )
 }
 
+/// The section, with the plots of these names.
+pub(crate) fn section(outcome: &Outcome<'_>, plots: &[(String, String)]) -> String {
+    let curve = outcome.curve;
+    let mut text = format!(
+        "## {}\n\n{}.\n\n{}.\n\n",
+        heading(curve.name),
+        curve.about,
+        note(outcome)
+    );
+    for (file, _) in plots {
+        let name = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
+        text += &format!("![{name}]({FIGURES}/{file})\n");
+    }
+    if !plots.is_empty() {
+        text.push('\n');
+    }
+    for sentence in (curve.says)(outcome).into_iter().flatten() {
+        text += &format!("- {sentence}\n");
+    }
+    let knees = outcome.knees();
+    let keeps = curve.metrics.iter().any(|metric| metric.keeps.is_some());
+    if keeps && matches!(curve.points, Points::Numbers(_)) {
+        text += "\nKnees, where it is worse than at the point before in every run:";
+        text += if knees.is_empty() { " none.\n" } else { "\n\n" };
+        for knee in knees {
+            text += &format!("- {}. {}\n", knee.text, knee.why.unwrap_or("**Not explained.**"));
+        }
+    }
+    text + "\n" + &table(outcome)
+}
+
+fn heading(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map_or(String::new(), |first| {
+        first.to_uppercase().chain(letters).collect()
+    })
+}
+
 /// A Markdown table: a row for each point, a column for each series and metric.
-pub(crate) fn table(curve: &Curve, extent: Extent, runs: usize, samples: &Samples) -> String {
-    let columns = || {
-        let metrics = curve.metrics.iter();
-        metrics.flat_map(|metric| curve.series.iter().map(move |(key, name)| (metric, *key, *name)))
-    };
-    let mut text = format!("### {}: {}\n\n{}.\n\n", curve.name, curve.about, note(runs));
-    text += &format!("| {} |", curve.x.label);
-    let filled: Vec<_> = columns()
-        .filter(|(metric, series, _)| {
-            let mut points = curve.points(extent).into_iter();
-            points.any(|(x, _)| {
-                samples
-                    .of(series, x, metric.key)
-                    .is_some_and(|point| point.y.is_finite())
-            })
-        })
+fn table(outcome: &Outcome<'_>) -> String {
+    let curve = outcome.curve;
+    let columns = curve
+        .metrics
+        .iter()
+        .flat_map(|metric| curve.series.iter().map(move |(key, name)| (metric, *key, *name)));
+    let filled: Vec<_> = columns
+        .filter(|(metric, series, _)| !outcome.line(series, metric.key).is_empty())
         .collect();
+    let mut text = format!("| {} |", curve.x.label);
     for (metric, _, name) in &filled {
         let name = if curve.series.len() == 1 {
             ""
@@ -73,13 +81,10 @@ pub(crate) fn table(curve: &Curve, extent: Extent, runs: usize, samples: &Sample
         text += &format!(" {name}{} |", metric.label);
     }
     text += &format!("\n| --- |{}\n", " --- |".repeat(filled.len()));
-    for (x, shown) in curve.points(extent) {
+    for (x, shown) in curve.points(outcome.extent) {
         text += &format!("| {shown} |");
         for (metric, series, _) in &filled {
-            let cell = match samples
-                .of(series, x, metric.key)
-                .filter(|point| point.y.is_finite())
-            {
+            let mut cell = match outcome.point(series, x, metric.key) {
                 Some(point) if point.least < point.most => format!(
                     "{} [{}–{}]",
                     metric.unit.show(point.y),
@@ -89,6 +94,11 @@ pub(crate) fn table(curve: &Curve, extent: Extent, runs: usize, samples: &Sample
                 Some(point) => metric.unit.show(point.y),
                 None => "–".to_owned(),
             };
+            if let Some(runs) = outcome.fewer_runs(series, x, metric.key)
+                && cell != "–"
+            {
+                cell += &format!(" ({runs} run{})", if runs == 1 { "" } else { "s" });
+            }
             text += &format!(" {cell} |");
         }
         text.push('\n');
@@ -97,36 +107,62 @@ pub(crate) fn table(curve: &Curve, extent: Extent, runs: usize, samples: &Sample
 }
 
 /// The files with the plots of a curve.
-pub(crate) fn plots(curve: &Curve, extent: Extent, runs: usize, samples: &Samples) -> Vec<(String, String)> {
-    if matches!(curve.points, Points::Cases(_)) {
-        return Vec::new();
+pub(crate) fn plots(outcome: &Outcome<'_>) -> Vec<(String, String)> {
+    match outcome.curve.points {
+        Points::Numbers(_) => lines(outcome),
+        Points::Cases(_) => rows(outcome).into_iter().collect(),
     }
+}
+
+/// A plot for each metric that is drawn, with a line for each series.
+fn lines(outcome: &Outcome<'_>) -> Vec<(String, String)> {
+    let curve = outcome.curve;
     let mut files = Vec::new();
     for metric in curve.metrics {
         let Some(drawn) = &metric.plot else { continue };
-        let series: Vec<Series> = (curve.series.iter())
-            .map(|(key, name)| {
-                let points = curve.points(extent).into_iter();
-                let points = points.filter_map(|(x, _)| samples.of(key, x, metric.key));
-                Series {
-                    name: (*name).to_owned(),
-                    points: points.filter(|point| point.y.is_finite()).collect(),
-                }
-            })
-            .filter(|series| !series.points.is_empty())
-            .collect();
+        let series = curve.series.iter().map(|(key, name)| Series {
+            name: (*name).to_owned(),
+            points: outcome.line(key, metric.key),
+        });
         let plot = Plot {
             title: drawn.title.to_owned(),
-            note: note(runs),
+            note: note(outcome),
             x: curve.x,
             y: Axis {
                 label: metric.label,
                 unit: metric.unit,
                 logarithmic: drawn.logarithmic,
             },
-            series,
+            series: series.filter(|series| !series.points.is_empty()).collect(),
         };
         files.push((format!("{}-{}.svg", curve.name, metric.key), plot.svg()));
     }
     files
+}
+
+/// One plot of all metrics that are drawn, with a row for each case and series.
+fn rows(outcome: &Outcome<'_>) -> Option<(String, String)> {
+    let curve = outcome.curve;
+    let drawn = || curve.metrics.iter().filter(|metric| metric.plot.is_some());
+    let first = drawn().next()?;
+    let mut rows = Vec::new();
+    for (x, case) in curve.points(outcome.extent) {
+        for (key, name) in curve.series {
+            let row = Row {
+                name: format!("{case}: {name}"),
+                dots: drawn().map(|metric| outcome.point(key, x, metric.key)).collect(),
+            };
+            if row.dots.iter().any(Option::is_some) {
+                rows.push(row);
+            }
+        }
+    }
+    let plot = Rows {
+        title: first.plot.map_or("", |drawn| drawn.title).to_owned(),
+        note: note(outcome),
+        unit: first.unit,
+        dots: drawn().map(|metric| metric.label).collect(),
+        rows,
+    };
+    Some((format!("{}.svg", curve.name), plot.svg()))
 }

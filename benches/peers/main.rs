@@ -18,23 +18,36 @@
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
 mod callers;
+#[path = "../common/figures.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
 mod figures;
 mod limits;
+#[path = "../common/machine.rs"]
 mod machine;
+#[path = "../common/marked.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
+mod marked;
+#[path = "../common/measure.rs"]
 mod measure;
+#[path = "../common/memory.rs"]
 mod memory;
 mod ours;
 mod output;
 mod plan;
 mod plot;
+#[path = "../common/program.rs"]
+mod program;
 mod python;
 mod report;
 mod results;
 mod rust_peers;
 mod scale;
 mod targets;
+#[path = "../common/tasks.rs"]
+#[expect(dead_code, reason = "other benches use more of it")]
 mod tasks;
 mod threads;
+mod versions;
 
 use std::process::ExitCode;
 
@@ -60,14 +73,7 @@ fn main() -> ExitCode {
         procession::init();
         run()
     };
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("peers: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    program::exit("peers", result)
 }
 
 /// What the command line asks for.
@@ -95,7 +101,7 @@ fn run() -> Result<bool, Error> {
         return Ok(true);
     }
     let request = parse(&arguments)?;
-    tokio::runtime::Runtime::new()?.block_on(compare(&request))
+    compare(&request)
 }
 
 fn measure_here(peer: &Peer, workload: &Workload, scale: &'static Scale) -> Result<Figures, Error> {
@@ -166,24 +172,24 @@ fn parse(arguments: &[String]) -> Result<Request, Error> {
     Ok(request)
 }
 
-async fn compare(request: &Request) -> Result<bool, Error> {
+fn compare(request: &Request) -> Result<bool, Error> {
     let wanted = |by| request.peers.iter().any(|peer| peer.by == by);
     let python = match wanted(By::Python) {
-        true => python::find(request.install).await,
+        true => python::find(request.install),
         false => None,
     };
     let rust = match request.install && wanted(By::RustPeers) {
-        true => RustPeers::build().await,
+        true => RustPeers::build(),
         false => None,
     };
     let facts = Facts {
         machine: machine::machine(),
         load: machine::load(),
-        versions: machine::versions(rust.as_ref(), python.as_ref()),
+        versions: versions::versions(rust.as_ref(), python.as_ref()),
         rounds: request.rounds,
         scale: request.scale.about,
     };
-    let (results, well) = measure_all(request, rust.as_ref(), python.as_ref()).await?;
+    let (results, well) = measure_all(request, rust.as_ref(), python.as_ref())?;
     let targets = targets::targets(&results);
     let report = report::markdown(&facts, &targets, &results);
     let caption = format!(
@@ -212,7 +218,7 @@ async fn compare(request: &Request) -> Result<bool, Error> {
 }
 
 /// Everything round by round, and whether all that this program measures itself went well.
-async fn measure_all(
+fn measure_all(
     request: &Request,
     rust: Option<&RustPeers>,
     python: Option<&Python>,
@@ -223,14 +229,14 @@ async fn measure_all(
         for workload in &request.workloads {
             for peer in request.peers.iter().filter(|peer| workload.has(peer)) {
                 let command = match peer.by {
-                    By::ThisProgram => Some(measure::command(peer, workload, request.scale)?),
+                    By::ThisProgram => Some(measure::command(&[peer.key, workload.key, request.scale.key])?),
                     By::RustPeers => rust.map(|rust| rust.command(peer, workload, request.scale)),
                     By::Python => python
                         .filter(|python| python.has(peer))
                         .map(|python| python.command(peer, workload, request.scale)),
                 };
                 let Some(command) = command else { continue };
-                match measure::run(command).await {
+                match measure::run(command) {
                     Ok(figures) => results.add(workload.key, peer.key, round, &figures),
                     Err(error) => {
                         eprintln!("peers: {} {}, round {round}: {error}", workload.key, peer.name);

@@ -10,7 +10,7 @@ use procession::Pool;
 
 use crate::Error;
 use crate::callers::{self, Tiny};
-use crate::figures::{Figures, echo_rate, median, milliseconds, rate};
+use crate::figures::{Figures, check, echo_rate, median, milliseconds, rate};
 use crate::memory::{self, Growth};
 use crate::scale::{CHUNK, Scale, WORKERS};
 use crate::tasks::{Gate, compute, echo, hold, process_id, successor, ten_milliseconds};
@@ -183,7 +183,7 @@ async fn resident(scale: &Scale) -> Result<Figures, Error> {
     let calls: Vec<_> = (0..scale.queued as u64)
         .map(|n| pool.apply_async(successor, n))
         .collect();
-    let queued = growth.per_task(scale.queued)?;
+    let queued = growth.each(scale.queued)?;
     drop(gate);
     for call in held {
         call.await?;
@@ -209,12 +209,4 @@ async fn scaling(scale: &Scale) -> Result<Figures, Error> {
         times.push(milliseconds(began));
     }
     Ok(Figures::default().with("scaling", times[0] / (2.0 * times[1])))
-}
-
-fn check(is_right: bool) -> Result<(), Error> {
-    if is_right {
-        Ok(())
-    } else {
-        Err("a wrong result".into())
-    }
 }

@@ -4,9 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::Error;
+use crate::marked::replaced;
 
-const BEGIN: &str = "<!-- peers: begin -->";
-const END: &str = "<!-- peers: end -->";
 /// The plot in the tree.
 pub(crate) const PLOT: &str = "benches/peers.svg";
 
@@ -25,16 +24,8 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
 pub(crate) fn write_into_tree(plot: &str, part: &str) -> Result<(), Error> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = root.join("README.md");
-    let text = replaced(&fs::read_to_string(&readme)?, part)?;
+    let text = replaced(&fs::read_to_string(&readme)?, "peers", part)?;
     fs::write(root.join(PLOT), plot)?;
     fs::write(readme, text)?;
     Ok(())
-}
-
-/// The text with another part between the markers.
-fn replaced(text: &str, part: &str) -> Result<String, Error> {
-    let missing = || format!("README.md has no {BEGIN} with {END} behind it");
-    let (before, rest) = text.split_once(BEGIN).ok_or_else(missing)?;
-    let (_, after) = rest.split_once(END).ok_or_else(missing)?;
-    Ok(format!("{before}{BEGIN}\n{part}{END}{after}"))
 }

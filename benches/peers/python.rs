@@ -1,8 +1,7 @@
 //! Python's pools, by the script beside this file, in an environment of its own below `target`.
 
 use std::path::{Path, PathBuf};
-
-use tokio::process::Command;
+use std::process::Command;
 
 use crate::output;
 use crate::plan::{Peer, Workload};
@@ -24,7 +23,7 @@ pub(crate) struct Python {
 
 /// The first interpreter that runs, which the mere presence of a command does not show. With `install`, it is given an
 /// environment with the pools that are packages; what cannot be had is said on standard error and left out.
-pub(crate) async fn find(install: bool) -> Option<Python> {
+pub(crate) fn find(install: bool) -> Option<Python> {
     let named = std::env::var(PYTHON).ok();
     let candidates = match &named {
         Some(named) => vec![named.as_str()],
@@ -32,7 +31,7 @@ pub(crate) async fn find(install: bool) -> Option<Python> {
     };
     let mut found = None;
     for program in candidates {
-        if let Some(version) = version(Path::new(program)).await {
+        if let Some(version) = version(Path::new(program)) {
             found = Some((PathBuf::from(program), version));
             break;
         }
@@ -45,12 +44,12 @@ pub(crate) async fn find(install: bool) -> Option<Python> {
         return None;
     };
     if install {
-        match environment(&program, &version).await {
+        match environment(&program, &version) {
             Ok(own) => program = own,
             Err(error) => eprintln!("peers: loky, mpire and pebble are skipped: {error}"),
         }
     }
-    let packages = said(Command::new(&program).arg(script()).arg("versions")).await;
+    let packages = said(Command::new(&program).arg(script()).arg("versions"));
     let packages = packages.unwrap_or_default();
     let packages = packages.lines().filter_map(|line| line.split_once(' '));
     Some(Python {
@@ -62,15 +61,15 @@ pub(crate) async fn find(install: bool) -> Option<Python> {
     })
 }
 
-async fn version(program: &Path) -> Option<String> {
+fn version(program: &Path) -> Option<String> {
     const PROBE: &str =
         "import platform, sys; print(platform.python_version()); sys.exit(sys.version_info < (3, 9))";
-    let version = said(Command::new(program).args(["-c", PROBE])).await.ok()?;
+    let version = said(Command::new(program).args(["-c", PROBE])).ok()?;
     Some(version.trim().to_owned())
 }
 
 /// The interpreter of an environment with the packages, made when there is none.
-async fn environment(program: &Path, version: &str) -> Result<PathBuf, crate::Error> {
+fn environment(program: &Path, version: &str) -> Result<PathBuf, crate::Error> {
     let folder = output::folder()?.join(format!("python-{version}"));
     let own = folder.join("bin/python");
     let stamp = folder.join("requirements.txt");
@@ -82,7 +81,7 @@ async fn environment(program: &Path, version: &str) -> Result<PathBuf, crate::Er
         REQUIREMENTS.replace('\n', " ").trim(),
         folder.display()
     );
-    said(Command::new(program).args(["-m", "venv"]).arg(&folder)).await?;
+    said(Command::new(program).args(["-m", "venv"]).arg(&folder))?;
     let mut all = true;
     for package in REQUIREMENTS.lines() {
         let pip = [
@@ -95,7 +94,7 @@ async fn environment(program: &Path, version: &str) -> Result<PathBuf, crate::Er
             "1",
             package,
         ];
-        if let Err(error) = said(Command::new(&own).args(pip)).await {
+        if let Err(error) = said(Command::new(&own).args(pip)) {
             eprintln!("peers: {package} is skipped: {error}");
             all = false;
         }
@@ -107,12 +106,12 @@ async fn environment(program: &Path, version: &str) -> Result<PathBuf, crate::Er
 }
 
 /// What a command prints, when it succeeds.
-async fn said(command: &mut Command) -> Result<String, crate::Error> {
-    let output = command.kill_on_drop(true).output().await?;
+fn said(command: &mut Command) -> Result<String, crate::Error> {
+    let output = command.output()?;
     if !output.status.success() {
         let error = String::from_utf8_lossy(&output.stderr);
         let last = error.trim().lines().last().unwrap_or("it said nothing");
-        return Err(format!("{:?}: {}: {last}", command.as_std().get_program(), output.status).into());
+        return Err(format!("{:?}: {}: {last}", command.get_program(), output.status).into());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -1,8 +1,7 @@
 //! Other crates' pools: a package of its own, which is built when it is to be measured.
 
 use std::path::{Path, PathBuf};
-
-use tokio::process::Command;
+use std::process::Command;
 
 use crate::Error;
 use crate::output;
@@ -16,8 +15,8 @@ pub(crate) struct RustPeers {
 
 impl RustPeers {
     /// Builds it, which needs the registry the first time. What cannot be built is said on standard error.
-    pub(crate) async fn build() -> Option<Self> {
-        match Self::try_build().await {
+    pub(crate) fn build() -> Option<Self> {
+        match Self::try_build() {
             Ok(built) => Some(built),
             Err(error) => {
                 eprintln!("peers: procspawn, tarnish and zng-task are skipped: {error}");
@@ -26,7 +25,7 @@ impl RustPeers {
         }
     }
 
-    async fn try_build() -> Result<Self, Error> {
+    fn try_build() -> Result<Self, Error> {
         let package = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/rust-peers");
         if !package.join("Cargo.toml").exists() {
             return Err("packages do not carry them; they are in the repository".into());
@@ -37,8 +36,7 @@ impl RustPeers {
             .args(["build", "--release", "--locked", "--quiet", "--target-dir"])
             .arg(&target)
             .current_dir(&package)
-            .status()
-            .await?;
+            .status()?;
         if !status.success() {
             return Err(format!("their build failed: {status}").into());
         }

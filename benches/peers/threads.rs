@@ -210,7 +210,7 @@ async fn queued<T: Threads>(threads: &T, scale: &Scale) -> Result<Figures, Error
     let calls: Vec<_> = (0..scale.queued as u64)
         .map(|n| threads.run(move || successor(n)))
         .collect();
-    let queued = growth.per_task(scale.queued)?;
+    let queued = growth.each(scale.queued)?;
     drop(gate);
     for call in held {
         call.await?;

@@ -1,6 +1,10 @@
 //! Line plots as SVG, with axes that are linear or logarithmic, readable on light and on dark pages.
 
+mod rows;
+
 use std::fmt::Write as _;
+
+pub(crate) use rows::{Row, Rows};
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 400.0;
@@ -210,18 +214,7 @@ impl Plot {
         let mut svg = String::new();
         // Writing to a string does not fail.
         let mut line = |text: std::fmt::Arguments<'_>| writeln!(svg, "{text}").unwrap_or_default();
-        line(format_args!(
-            r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" font-family="system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif" font-size="12">"#
-        ));
-        line(format_args!("<title>{}</title>", escape(&self.title)));
-        line(format_args!("{}", style(self.series.len())));
-        line(format_args!(
-            r#"<rect class="page" width="{WIDTH}" height="{HEIGHT}" rx="6"/>"#
-        ));
-        line(format_args!(
-            r#"<text class="ink" x="{LEFT}" y="24" font-size="15" font-weight="600">{}</text>"#,
-            escape(&self.title)
-        ));
+        line(format_args!("{}", head(HEIGHT, &self.title, self.series.len())));
         for tick in y.ticks() {
             let at = y.place(tick);
             line(format_args!(
@@ -276,15 +269,33 @@ impl Plot {
                 escape(&series.name)
             ));
         }
-        line(format_args!(
-            r#"<text class="faint" x="{:.1}" y="{:.1}" font-size="10" text-anchor="end">{}</text>"#,
-            WIDTH - 10.0,
-            HEIGHT - 5.0,
-            escape(&self.note)
-        ));
-        line(format_args!("</svg>"));
+        line(format_args!("{}", foot(HEIGHT, &self.note)));
         svg
     }
+}
+
+/// The beginning of a file: the page and its title.
+fn head(height: f64, title: &str, series: usize) -> String {
+    let title = escape(title);
+    format!(
+        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" font-family="system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif" font-size="12">
+<title>{title}</title>
+{}
+<rect class="page" width="{WIDTH}" height="{height}" rx="6"/>
+<text class="ink" x="{LEFT}" y="24" font-size="15" font-weight="600">{title}</text>"#,
+        style(series)
+    )
+}
+
+/// The end of a file.
+fn foot(height: f64, note: &str) -> String {
+    format!(
+        r#"<text class="faint" x="{}" y="{}" font-size="10" text-anchor="end">{}</text>
+</svg>"#,
+        WIDTH - 10.0,
+        height - 5.0,
+        escape(note)
+    )
 }
 
 fn style(series: usize) -> String {

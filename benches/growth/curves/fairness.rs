@@ -9,22 +9,18 @@ use procession::Pool;
 use tokio::task::JoinHandle;
 
 use crate::Error;
-use crate::curve::{Curve, Extent, Metric, Points};
-use crate::measure::{Figures, pool};
+use crate::curve::{Curve, Extent, Metric, Points, every_run};
+use crate::figures::{Figures, latencies};
+use crate::outcome::Outcome;
 use crate::pace::Pace;
 use crate::plot::{Axis, Unit};
-use crate::tasks::{block, compute, echo, steps_per_microsecond, successor, warm};
-
-const TIME: Metric = Metric {
-    key: "",
-    label: "",
-    unit: Unit::Microseconds,
-    plot: None,
-};
+use crate::service::{block, warm};
+use crate::tasks::{compute, echo, steps_per_microsecond, successor};
 
 pub(crate) static CURVE: Curve = Curve {
     name: "fairness",
-    about: "latency of tiny calls to a pool of two, one due every 2 ms, from when it was due; beside what else goes on",
+    about: "Latency of tiny calls to a pool of two, one due every 2 ms, from when it was due; beside what else goes on. \
+            A call does not wait for the one before it",
     x: Axis {
         label: "beside",
         unit: Unit::Count,
@@ -33,45 +29,76 @@ pub(crate) static CURVE: Curve = Curve {
     points: Points::Cases(CASES),
     series: &[("threads", "multi_thread"), ("current", "current_thread")],
     metrics: &[
-        Metric {
-            key: "p50",
-            label: "p50",
-            ..TIME
-        },
-        Metric {
-            key: "p99",
-            label: "p99",
-            ..TIME
-        },
-        Metric {
-            key: "max",
-            label: "max",
-            ..TIME
-        },
-        Metric {
-            key: "call",
-            label: "max of the call alone",
-            ..TIME
-        },
-        Metric {
-            key: "late",
-            label: "latest tick",
-            ..TIME
-        },
-        Metric {
-            key: "calls",
-            label: "calls",
-            unit: Unit::Count,
-            ..TIME
-        },
+        Metric::new("p50", "p50", Unit::Microseconds).drawn("Latency of tiny calls beside other work", true),
+        Metric::new("p99", "p99", Unit::Microseconds).drawn("", true),
+        Metric::new("max", "max", Unit::Microseconds).drawn("", true),
+        Metric::new("call", "max of the call alone", Unit::Microseconds),
+        Metric::new("late", "latest tick", Unit::Microseconds),
+        Metric::new("calls", "calls", Unit::Count),
     ],
     measure,
+    most_runs: every_run,
+    says: |outcome| {
+        vec![
+            beside_nothing(outcome),
+            beside_payloads(outcome),
+            beside_queue(outcome),
+            beside_callbacks(outcome),
+        ]
+    },
+    knees: &[],
 };
+
+/// p50, p99 and maximum, in words.
+fn shown(outcome: &Outcome<'_>, case: f64) -> Option<String> {
+    Some(format!(
+        "{}, {} and {}",
+        outcome.show("threads", case, "p50")?,
+        outcome.show("threads", case, "p99")?,
+        outcome.show("threads", case, "max")?,
+    ))
+}
+
+fn beside_nothing(outcome: &Outcome<'_>) -> Option<String> {
+    Some(format!(
+        "An idle pool answers with p50, p99 and maximum of {}, on tokio's default runtime: at such a rate a core sleeps \
+         between two calls, and is woken for each.",
+        shown(outcome, 0.0)?
+    ))
+}
+
+fn beside_payloads(outcome: &Outcome<'_>) -> Option<String> {
+    Some(format!(
+        "Beside 1 GiB that goes there and back by 64 MiB it is {}, beside 1 GiB in one piece {}: a large body is cut into \
+         frames, and a small one goes to a worker that has none; what is left is the time that copying takes of the \
+         cores, for one call and one echo share two of them with the parent.",
+        shown(outcome, 1.0)?,
+        shown(outcome, 2.0)?,
+    ))
+}
+
+fn beside_queue(outcome: &Outcome<'_>) -> Option<String> {
+    Some(format!(
+        "Beside 10⁶ tiny tasks of lower priority it is {}; with the same priority, {}, a call waits for its turn behind \
+         them. Beside 10⁵ tasks of 20 ms of lower priority, {}: a task that runs is not interrupted.",
+        shown(outcome, 4.0)?,
+        shown(outcome, 5.0)?,
+        shown(outcome, 7.0)?,
+    ))
+}
+
+fn beside_callbacks(outcome: &Outcome<'_>) -> Option<String> {
+    let last = outcome.line("threads", "p50").last()?.x;
+    Some(format!(
+        "Beside callbacks that block for 10 ms each it is {}: they have threads of their own.",
+        shown(outcome, last)?
+    ))
+}
 
 const CASES: &[&str] = &[
     "nothing",
     "1 GiB there and back, by 64 MiB",
-    "1 GiB there and back, by 256 MiB",
+    "1 GiB there and back in one piece",
     "two callers, 64 MiB each",
     "10⁶ tiny tasks, lower priority",
     "10⁶ tiny tasks, same priority",
@@ -87,7 +114,8 @@ type Beside = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 fn measure(series: &'static str, case: f64, extent: Extent) -> Result<Figures, Error> {
     let steps = steps_per_microsecond()?;
     let both = async move {
-        let pool = pool(2).await?;
+        // With room for a payload of 1 GiB and its header.
+        let pool = Pool::builder().workers(2).max_frame_size(2 << 30).build().await?;
         warm(&pool).await?;
         let beside = beside(&pool, case as usize, steps, extent);
         let figures = call(&pool, beside, extent).await;
@@ -95,7 +123,7 @@ fn measure(series: &'static str, case: f64, extent: Extent) -> Result<Figures, E
         figures
     };
     match series {
-        "threads" => crate::measure::in_service(both),
+        "threads" => crate::service::in_service(both),
         _ => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -134,7 +162,7 @@ fn beside(pool: &Pool, case: usize, steps: f64, extent: Extent) -> Option<Beside
     Some(match case {
         0 => return None,
         1 => Box::pin(async move { echoes(pool, 64 << 20, gigabyte).await }),
-        2 => Box::pin(async move { echoes(pool, gigabyte / 4, gigabyte).await }),
+        2 => Box::pin(async move { echoes(pool, gigabyte, gigabyte).await }),
         3 => Box::pin(async move {
             let one = tokio::spawn(echoes(pool.clone(), 64 << 20, gigabyte / 2));
             let other = tokio::spawn(echoes(pool, 64 << 20, gigabyte / 2));
@@ -165,7 +193,7 @@ fn beside(pool: &Pool, case: usize, steps: f64, extent: Extent) -> Option<Beside
 /// Calls until what goes on beside has ended, two seconds at most. A call does not wait for the one before it, or one
 /// that takes long would hide that others take long as well.
 async fn call(pool: &Pool, beside: Option<Beside>, extent: Extent) -> Result<Figures, Error> {
-    let longest = Duration::from_millis(if extent == Extent::Test { 20 } else { 2000 });
+    let longest = Duration::from_millis(if extent == Extent::Test { 20 } else { 1500 });
     let mut pace = Pace::new(Duration::from_millis(2))?;
     let beside: Option<JoinHandle<_>> = beside.map(tokio::spawn);
     let began = Instant::now();
@@ -181,14 +209,14 @@ async fn call(pool: &Pool, beside: Option<Beside>, extent: Extent) -> Result<Fig
             Ok::<_, Error>((late, ended - began, ended - due))
         }));
     }
-    let mut latencies = Vec::with_capacity(calls.len());
+    let mut from_due = Vec::with_capacity(calls.len());
     let mut of_call = Vec::with_capacity(calls.len());
     let mut latest = Duration::ZERO;
     for call in calls {
-        let (late, from_call, from_due) = call.await??;
+        let (late, alone, whole) = call.await??;
         latest = latest.max(late);
-        of_call.push(from_call);
-        latencies.push(from_due);
+        of_call.push(alone);
+        from_due.push(whole);
     }
     if let Some(beside) = beside {
         if beside.is_finished() {
@@ -197,11 +225,10 @@ async fn call(pool: &Pool, beside: Option<Beside>, extent: Extent) -> Result<Fig
             beside.abort();
         }
     }
-    let calls = latencies.len() as f64;
+    let calls = from_due.len() as f64;
     of_call.sort_unstable();
     let longest_call = of_call.last().copied().unwrap_or_default();
-    Ok(Figures::default()
-        .latencies(latencies)
+    Ok(latencies(from_due)
         .with("call", longest_call.as_secs_f64() * 1e6)
         .with("late", latest.as_secs_f64() * 1e6)
         .with("calls", calls))

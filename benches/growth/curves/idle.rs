@@ -3,22 +3,16 @@
 use std::time::Duration;
 
 use crate::Error;
-use crate::curve::{Curve, Extent, Metric, Points};
-use crate::measure::{Figures, pool};
-use crate::observe::{self, Usage};
+use crate::curve::{Curve, Extent, Metric, Points, every_run};
+use crate::figures::Figures;
 use crate::plot::{Axis, Unit};
-use crate::tasks::{block, successor, warm};
-
-const COUNT: Metric = Metric {
-    key: "",
-    label: "",
-    unit: Unit::Count,
-    plot: None,
-};
+use crate::service::{block, pool, warm, workers};
+use crate::tasks::successor;
+use crate::usage::{self, Usage};
 
 pub(crate) static CURVE: Curve = Curve {
     name: "idle",
-    about: "switches (voluntary and not) in three seconds of an idle pool of eight",
+    about: "Switches (voluntary and not) in two seconds of an idle pool of eight, and the CPU time that it takes in them",
     x: Axis {
         label: "before",
         unit: Unit::Count,
@@ -27,24 +21,31 @@ pub(crate) static CURVE: Curve = Curve {
     points: Points::Cases(&["nothing", "100,000 calls", "callbacks", "a worker was killed"]),
     series: &[("threads", "multi_thread"), ("current", "current_thread")],
     metrics: &[
-        Metric {
-            key: "parent",
-            label: "switches in the parent",
-            ..COUNT
-        },
-        Metric {
-            key: "workers",
-            label: "in workers",
-            ..COUNT
-        },
-        Metric {
-            key: "cpu",
-            label: "CPU time of all",
-            unit: Unit::Microseconds,
-            ..COUNT
-        },
+        Metric::new("parent", "switches in the parent", Unit::Count),
+        Metric::new("workers", "in workers", Unit::Count),
+        Metric::new("cpu", "CPU time of all", Unit::Microseconds),
     ],
     measure,
+    most_runs: every_run,
+    says: |outcome| {
+        let series = outcome.curve.series.iter();
+        let most = |metric: &str| {
+            let ranges = series.clone().map(|(series, _)| outcome.range(series, metric));
+            ranges.flatten().map(|(_, most)| most).reduce(f64::max)
+        };
+        let says = |parent: f64, workers: f64| {
+            format!(
+                "At the most {parent:.0} switches in the parent and {workers:.0} in workers: nothing in an idle pool \
+                 has a clock, neither the parent nor a worker."
+            )
+        };
+        vec![
+            most("parent")
+                .zip(most("workers"))
+                .map(|(parent, workers)| says(parent, workers)),
+        ]
+    },
+    knees: &[],
 };
 
 fn measure(series: &'static str, case: f64, extent: Extent) -> Result<Figures, Error> {
@@ -84,17 +85,17 @@ fn measure(series: &'static str, case: f64, extent: Extent) -> Result<Figures, E
     block(Duration::from_millis(if extent == Extent::Test {
         1
     } else {
-        500
+        300
     }));
-    let workers = observe::workers(&pool);
-    let before = (Usage::of_others(&observe::own())?, Usage::of_others(&workers)?);
+    let pids = workers(&pool);
+    let before = (Usage::of_others(&usage::own())?, Usage::of_others(&pids)?);
     block(Duration::from_millis(if extent == Extent::Test {
         10
     } else {
-        3000
+        2000
     }));
-    let parent = Usage::of_others(&observe::own())?.since(&before.0);
-    let workers = Usage::of_others(&workers)?.since(&before.1);
+    let parent = Usage::of_others(&usage::own())?.since(&before.0);
+    let workers = Usage::of_others(&pids)?.since(&before.1);
     Ok(Figures::default()
         .with("parent", parent.switches as f64)
         .with("workers", workers.switches as f64)

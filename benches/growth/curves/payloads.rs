@@ -1,18 +1,26 @@
 //! Larger payloads: there, back, and both.
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::Error;
-use crate::curve::{Curve, Drawn, Extent, Metric, Points};
-use crate::measure::{Figures, check, in_service, pool};
+use crate::curve::{Curve, Extent, Keeps, Knee, Metric, Points, every_run};
+use crate::figures::{Figures, check};
+use crate::outcome::Outcome;
 use crate::plot::{Axis, Unit};
+use crate::service::{in_service, pool, warm};
 use crate::tasks::{echo, length, produce};
+
+const KIB: f64 = 1024.0;
+const MIB: f64 = 1024.0 * KIB;
 
 pub(crate) static CURVE: Curve = Curve {
     name: "payloads",
-    about: "one `Bytes` at a time, there, back, and both; megabytes a second count every copy between processes",
+    about: "One `Bytes` at a time, there, back (where the worker makes it, which is in the time), and both; megabytes a \
+            second count the bytes of both ways. \"Fresh memory\" is what this process takes to make the same bytes, and \
+            to give their memory back, without any pool",
     x: Axis {
         label: "bytes",
         unit: Unit::Bytes,
@@ -22,65 +30,133 @@ pub(crate) static CURVE: Curve = Curve {
         8.,
         64.,
         512.,
-        1024.,
-        2048.,
-        4096.,
-        8192.,
-        16384.,
-        32768.,
-        65536.,
-        131_072.,
-        262_144.,
-        524_288.,
-        1_048_576.,
-        2_097_152.,
-        4_194_304.,
-        8_388_608.,
-        16_777_216.,
-        33_554_432.,
-        67_108_864.,
-        134_217_728.,
-        268_435_456.,
+        KIB,
+        2. * KIB,
+        4. * KIB,
+        8. * KIB,
+        16. * KIB,
+        32. * KIB,
+        64. * KIB,
+        128. * KIB,
+        256. * KIB,
+        512. * KIB,
+        MIB,
+        2. * MIB,
+        4. * MIB,
+        8. * MIB,
+        16. * MIB,
+        32. * MIB,
+        64. * MIB,
+        128. * MIB,
+        256. * MIB,
     ]),
-    series: &[("echo", "there and back"), ("there", "there"), ("back", "back")],
+    series: &[
+        ("echo", "there and back"),
+        ("there", "there"),
+        ("back", "back"),
+        ("fresh", "fresh memory"),
+    ],
     metrics: &[
-        Metric {
-            key: "rate",
-            label: "MB/s",
-            unit: Unit::Count,
-            plot: Some(Drawn {
-                title: "Payloads: megabytes a second by size",
-                logarithmic: true,
-            }),
-        },
-        Metric {
-            key: "time",
-            label: "time of a call",
-            unit: Unit::Microseconds,
-            plot: Some(Drawn {
-                title: "Payloads: time of a call by size",
-                logarithmic: true,
-            }),
-        },
+        Metric::new("rate", "MB/s", Unit::Count)
+            .drawn("Payloads: megabytes a second by size", true)
+            .keeps(Keeps::Up),
+        Metric::new("time", "time of a call", Unit::Microseconds)
+            .drawn("Payloads: time of a call by size", true),
     ],
     measure,
+    most_runs: every_run,
+    says: |outcome| vec![flat(outcome), best(outcome), large(outcome)],
+    knees: &[
+        Knee {
+            metric: "rate",
+            series: &["echo", "there", "back"],
+            above: 0.0,
+            up_to: 128. * KIB,
+            why: "Bodies of these sizes change from being copied along with other frames to being sent from where they \
+                  lie and received where they belong, in system calls of their own; and one that takes longer than \
+                  either side looks again before it sleeps has to wake it.",
+        },
+        Knee {
+            metric: "rate",
+            series: &["echo", "there", "back"],
+            above: 128. * KIB,
+            up_to: 4. * MIB,
+            why: "The body no longer fits into the buffer between the processes at once, so that they take turns, and \
+                  where memory is not reused it is new to the process each time: compare \"fresh memory\".",
+        },
+        Knee {
+            metric: "rate",
+            series: &["echo", "there", "back"],
+            above: 4. * MIB,
+            up_to: 256. * MIB,
+            why: "The copies of the body no longer fit into the processor's caches together, and memory so large is not \
+                  kept but given back to the system, which clears it anew each time: compare \"fresh memory\".",
+        },
+        Knee {
+            metric: "rate",
+            series: &["fresh"],
+            above: 0.0,
+            up_to: 256. * MIB,
+            why: "No pool is in it: the allocator takes memory of this size from the system each time and gives it back, \
+                  which costs a page fault for every page, and beyond the caches the way to memory.",
+        },
+    ],
 };
+
+fn flat(outcome: &Outcome<'_>) -> Option<String> {
+    let line = outcome.line("echo", "time");
+    let first = line.first()?;
+    let last = line.iter().take_while(|point| point.y < 2.0 * first.y).last()?;
+    Some(format!(
+        "Up to {} an echo takes less than twice the {} that one of {} takes: it is the way there and back that costs, \
+         not the bytes.",
+        outcome.show_x(last.x),
+        Unit::Microseconds.show(first.y),
+        outcome.show_x(first.x),
+    ))
+}
+
+fn best(outcome: &Outcome<'_>) -> Option<String> {
+    let best = outcome.best("echo", "rate")?;
+    Some(format!(
+        "Echoes are fastest at {}, with {} MB/s; from there on memory binds, and not the pool.",
+        outcome.show_x(best.x),
+        Unit::Count.show(best.y)
+    ))
+}
+
+fn large(outcome: &Outcome<'_>) -> Option<String> {
+    let x = outcome.line("echo", "rate").last()?.x;
+    Some(format!(
+        "At {}: {} MB/s there and back, {} there, {} back; just to touch as much fresh memory goes at {} MB/s here.",
+        outcome.show_x(x),
+        outcome.show("echo", x, "rate")?,
+        outcome.show("there", x, "rate")?,
+        outcome.show("back", x, "rate")?,
+        outcome.show("fresh", x, "rate")?,
+    ))
+}
 
 fn measure(series: &'static str, x: f64, extent: Extent) -> Result<Figures, Error> {
     let size = x as usize;
     in_service(async move {
         let pool = pool(2).await?;
+        warm(&pool).await?;
         let sent = Bytes::from(vec![7; size]);
         let call = async || -> Result<(), Error> {
             match series {
                 "echo" => check(pool.apply(echo, sent.clone()).await?.len() == size),
+                "fresh" => {
+                    black_box(produce(size as u64));
+                    Ok(())
+                }
                 "there" => check(pool.apply(length, sent.clone()).await? == size as u64),
                 _ => check(pool.apply(produce, size as u64).await?.len() == size),
             }
         };
         let (warm_up, least, time) = match extent {
             Extent::Test => (0, 1, Duration::ZERO),
-            _ => (if size > 1 << 24 { 1 } else { 10 }, 3, Duration::from_millis(150)),
+            _ => (if size > 1 << 24 { 2 } else { 20 }, 3, Duration::from_millis(100)),
         };
         for _ in 0..warm_up {
             call().await?;

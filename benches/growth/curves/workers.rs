@@ -3,37 +3,102 @@
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::curve::{Curve, Drawn, Extent, Metric, Points};
-use crate::measure::{Figures, check, in_service, pool, rate};
+use crate::curve::{Curve, Extent, Keeps, Knee, Metric, Points, every_run};
+use crate::figures::{Figures, check, rate};
+use crate::outcome::Outcome;
 use crate::plot::{Axis, Unit};
-use crate::tasks::{compute, steps_per_microsecond, successor, warm};
+use crate::service::{in_service, pool, warm};
+use crate::tasks::{compute, steps_per_microsecond, successor};
 
 pub(crate) static CURVE: Curve = Curve {
     name: "workers",
-    about: "tasks a second for pools of more workers",
+    about: "Tasks a second for pools of more workers",
     x: Axis {
         label: "workers",
         unit: Unit::Count,
         logarithmic: true,
     },
-    points: Points::Numbers(&[1., 2., 3., 4., 6., 8., 12., 16., 24., 32., 48., 64.]),
+    points: Points::Numbers(&[1., 2., 3., 4., 8., 16., 32., 64.]),
     series: &[
         ("single", "tiny, singly"),
         ("map", "tiny, map"),
         ("millisecond", "of 1 ms, singly"),
         ("sequence", "tiny, one at a time"),
     ],
-    metrics: &[Metric {
-        key: "rate",
-        label: "tasks/s",
-        unit: Unit::Count,
-        plot: Some(Drawn {
-            title: "Tasks a second by number of workers",
-            logarithmic: true,
-        }),
-    }],
+    metrics: &[Metric::new("rate", "tasks/s", Unit::Count)
+        .drawn("Tasks a second by number of workers", true)
+        .keeps(Keeps::Up)],
     measure,
+    most_runs: every_run,
+    says: |outcome| {
+        vec![
+            many(outcome, "single", "Tiny tasks submitted singly"),
+            many(outcome, "map", "Tiny elements of a map"),
+            long(outcome),
+            one_at_a_time(outcome),
+        ]
+    },
+    knees: &[
+        Knee {
+            metric: "rate",
+            series: &["single", "map"],
+            above: 1.0,
+            up_to: 64.0,
+            why: "The same tasks go to more processes than there are cores: in smaller batches, to workers that have to \
+                  be woken and take turns on the cores with each other and with the parent.",
+        },
+        Knee {
+            metric: "rate",
+            series: &["millisecond"],
+            above: 1.0,
+            up_to: 64.0,
+            why: "The cores have no more to give; processes that share a core are switched between by the system, the \
+                  parent waits for its turn among them, and the last tasks of all end one by one.",
+        },
+        Knee {
+            metric: "rate",
+            series: &["sequence"],
+            above: 1.0,
+            up_to: 64.0,
+            why: "It is one worker that answers, whatever the size of the pool: where it runs in relation to its caller, \
+                  on the same core or on another, is up to the system, and makes two modes.",
+        },
+    ],
 };
+
+fn many(outcome: &Outcome<'_>, series: &str, what: &str) -> Option<String> {
+    let best = outcome.best(series, "rate")?;
+    let last = outcome.line(series, "rate").last()?.x;
+    Some(format!(
+        "{what}: most with {} workers, {}/s, and {:.0} % of it with {}. More workers than cores add nothing but \
+         processes to be woken, and take nothing from each other but their turns: no collapse.",
+        outcome.show_x(best.x),
+        Unit::Count.show(best.y),
+        100.0 * outcome.last_over_best(series, "rate")?,
+        outcome.show_x(last),
+    ))
+}
+
+fn long(outcome: &Outcome<'_>) -> Option<String> {
+    let one = outcome.show("millisecond", 1.0, "rate")?;
+    let two = outcome.show("millisecond", 2.0, "rate")?;
+    let last = *outcome.line("millisecond", "rate").last()?;
+    Some(format!(
+        "Tasks of 1 ms: {one}/s with one worker, {two}/s with two, {}/s with {}: as many as there are cores for them.",
+        Unit::Count.show(last.y),
+        outcome.show_x(last.x)
+    ))
+}
+
+fn one_at_a_time(outcome: &Outcome<'_>) -> Option<String> {
+    let (least, most) = outcome.range("sequence", "rate")?;
+    Some(format!(
+        "One call at a time: {} to {}/s, whatever the size of the pool, for the worker that was busy last is asked \
+         again.",
+        Unit::Count.show(least),
+        Unit::Count.show(most)
+    ))
+}
 
 fn measure(series: &'static str, x: f64, extent: Extent) -> Result<Figures, Error> {
     let steps = if series == "millisecond" {

@@ -3,15 +3,15 @@
 
 #![allow(dead_code, reason = "the shared modules have more than every peer can use")]
 
-#[path = "../../peers/figures.rs"]
+#[path = "../../common/figures.rs"]
 mod figures;
-#[path = "../../peers/memory.rs"]
+#[path = "../../common/memory.rs"]
 mod memory;
 mod procspawn_pool;
 #[path = "../../peers/scale.rs"]
 mod scale;
 mod tarnish_pool;
-#[path = "../../peers/tasks.rs"]
+#[path = "../../common/tasks.rs"]
 mod tasks;
 mod work;
 mod zng_workers;

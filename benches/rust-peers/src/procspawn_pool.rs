@@ -167,7 +167,7 @@ fn resident(scale: &Scale) -> Result<Figures, Error> {
     let tasks = scale.queued.min(most_at_once());
     let growth = Growth::begin()?;
     let calls: Vec<_> = (0..tasks as u64).map(|n| pool.spawn(n, successor)).collect();
-    let queued = growth.per_task(tasks)?;
+    let queued = growth.each(tasks)?;
     drop(gate);
     for call in held {
         call.join()?;

@@ -47,7 +47,7 @@ pub(crate) fn workers(pids: &[u32]) -> Result<Figures, Error> {
         .with("private", mean(sum.private)))
 }
 
-/// How this process grows while it queues tasks.
+/// How this process grows, while it queues tasks say.
 pub(crate) struct Growth {
     before: f64,
 }
@@ -59,9 +59,9 @@ impl Growth {
         })
     }
 
-    /// Bytes for each task, from what `tasks` took.
-    pub(crate) fn per_task(&self, tasks: usize) -> Result<f64, Error> {
+    /// Bytes for each of `n` things that there are since then.
+    pub(crate) fn each(&self, n: usize) -> Result<f64, Error> {
         let grown = memory_of("self")?.resident - self.before;
-        Ok(grown * 1024.0 / tasks as f64)
+        Ok(grown * 1024.0 / n as f64)
     }
 }

@@ -1,10 +1,7 @@
-//! What the system counts of processes: switches, CPU time, memory, descriptors.
+//! What the system counts of the threads of processes: switches and CPU time.
 
 use std::collections::HashMap;
 use std::fs;
-
-use procession::Pool;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Error;
 
@@ -88,32 +85,4 @@ fn field(text: &str, name: &str) -> Result<u64, Error> {
 
 pub(crate) fn own() -> [u32; 1] {
     [std::process::id()]
-}
-
-pub(crate) fn workers(pool: &Pool) -> Vec<u32> {
-    pool.workers().iter().filter_map(|worker| worker.pid).collect()
-}
-
-/// Bytes that this process has in memory.
-pub(crate) fn resident() -> Result<f64, Error> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    Ok(field(&status, "VmRSS:")? as f64 * 1024.0)
-}
-
-/// Files that this process has open.
-pub(crate) fn open_files() -> Result<f64, Error> {
-    // One of them is what reads the list.
-    Ok(fs::read_dir("/proc/self/fd")?.count() as f64 - 1.0)
-}
-
-/// As many as the system lets this process allow itself: five hundred workers need more than are usual.
-pub(crate) fn allow_many_files() -> Result<(), Error> {
-    let limit = getrlimit(Resource::Nofile);
-    Ok(setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        },
-    )?)
 }

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -20,6 +20,14 @@ pub(crate) fn successors(chunk: Vec<u64>) -> Vec<u64> {
 
 pub(crate) fn echo(bytes: Bytes) -> Bytes {
     bytes
+}
+
+pub(crate) fn length(bytes: Bytes) -> u64 {
+    bytes.len() as u64
+}
+
+pub(crate) fn produce(length: u64) -> Bytes {
+    Bytes::from(vec![7; length as usize])
 }
 
 pub(crate) fn process_id((): ()) -> u32 {
@@ -72,14 +80,19 @@ pub(crate) fn compute(steps: u64) -> u64 {
     black_box(x)
 }
 
-/// Steps of [`compute`] that take 10 ms, when nothing disturbs them.
-pub(crate) fn ten_milliseconds() -> Result<u64, Error> {
-    const STEPS: u64 = 1_000_000;
+/// Steps of [`compute`] in a microsecond, when nothing disturbs them.
+pub(crate) fn steps_per_microsecond() -> Result<f64, Error> {
+    const STEPS: u64 = 100_000;
     let once = |_| {
         let began = Instant::now();
         compute(STEPS);
         began.elapsed()
     };
-    let best = (0..10).map(once).min().ok_or("no measurement")?;
-    Ok((STEPS as f64 * Duration::from_millis(10).as_secs_f64() / best.as_secs_f64()) as u64)
+    let best = (0..60).map(once).min().ok_or("no measurement")?;
+    Ok(STEPS as f64 / best.as_secs_f64() / 1e6)
+}
+
+/// Steps of [`compute`] that take 10 ms.
+pub(crate) fn ten_milliseconds() -> Result<u64, Error> {
+    Ok((steps_per_microsecond()? * 10_000.0) as u64)
 }

@@ -1,37 +1,15 @@
-//! What the figures were measured on, and of which versions.
+//! Of which versions the figures are.
 
 use std::fs;
 use std::path::Path;
 
+use crate::machine;
 use crate::python::Python;
 use crate::rust_peers::RustPeers;
 
-/// The machine in a line.
-pub(crate) fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    format!(
-        "{cores} cores of {}, Linux {}",
-        processor(),
-        read("/proc/sys/kernel/osrelease").trim()
-    )
-}
-
-/// The load before the measurements.
-pub(crate) fn load() -> String {
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    load.split(' ').take(3).collect::<Vec<_>>().join(" ")
-}
-
 /// Names and versions of all that is measured.
 pub(crate) fn versions(rust: Option<&RustPeers>, python: Option<&Python>) -> Vec<(String, String)> {
-    let build = if cfg!(debug_assertions) {
-        " (debug build)"
-    } else {
-        ""
-    };
-    let own = format!("{}{build}", env!("CARGO_PKG_VERSION"));
-    let mut versions = vec![("procession".to_owned(), own)];
+    let mut versions = vec![("procession".to_owned(), machine::version())];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut add = |folder: &Path, packages: &[&str]| {
         let lock = fs::read_to_string(folder.join("Cargo.lock")).unwrap_or_default();
@@ -49,15 +27,6 @@ pub(crate) fn versions(rust: Option<&RustPeers>, python: Option<&Python>) -> Vec
         versions.extend(python.packages.iter().cloned());
     }
     versions
-}
-
-fn processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name"));
-    let name = name.map_or("an unknown processor", |name| {
-        name.trim_start_matches([' ', '\t', ':'])
-    });
-    name.to_owned()
 }
 
 /// The version of a package in a lock file.

@@ -1,4 +1,4 @@
-//! The figures of one measurement.
+//! The figures of one measurement, and how they are made of samples.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// The median and the 99th percentile of latencies, in microseconds.
+/// Median, 99th percentile and maximum of latencies, in microseconds.
 pub(crate) fn latencies(mut samples: Vec<Duration>) -> Figures {
     samples.sort_unstable();
     let quantile = |percent: usize| match samples.len() {
@@ -56,13 +56,14 @@ pub(crate) fn latencies(mut samples: Vec<Duration>) -> Figures {
     Figures::default()
         .with("p50", quantile(50))
         .with("p99", quantile(99))
+        .with("max", quantile(100))
 }
 
 pub(crate) fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     match figures.len() {
         0 => f64::NAN,
-        n => (figures[(n - 1) / 2] + figures[n / 2]) / 2.0,
+        n => f64::midpoint(figures[(n - 1) / 2], figures[n / 2]),
     }
 }
 
@@ -78,4 +79,16 @@ pub(crate) fn echo_rate((bytes, echoes): (usize, usize), began: Instant) -> f64 
 
 pub(crate) fn milliseconds(began: Instant) -> f64 {
     began.elapsed().as_secs_f64() * 1e3
+}
+
+pub(crate) fn microseconds(began: Instant) -> f64 {
+    began.elapsed().as_secs_f64() * 1e6
+}
+
+pub(crate) fn check(is_right: bool) -> Result<(), Error> {
+    if is_right {
+        Ok(())
+    } else {
+        Err("a wrong result".into())
+    }
 }
