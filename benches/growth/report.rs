@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::curve::Points;
 use crate::machine::{machine, version};
-use crate::outcome::Outcome;
+use crate::outcome::{Found, Outcome};
 use crate::plot::{Axis, Plot, Row, Rows, Series};
 
 /// Where plots lie, seen from the page.
@@ -47,11 +47,27 @@ pub(crate) fn section(outcome: &Outcome<'_>, plots: &[(String, String)]) -> Stri
     if keeps && matches!(curve.points, Points::Numbers(_)) {
         text += "\nKnees, where it is worse than at the point before in every run:";
         text += if knees.is_empty() { " none.\n" } else { "\n\n" };
-        for knee in knees {
-            text += &format!("- {}. {}\n", knee.text, knee.why.unwrap_or("**Not explained.**"));
+        for (why, knees) in by_reason(knees) {
+            text += &format!(
+                "- {}. {}\n",
+                knees.join("; "),
+                why.unwrap_or("**Not explained.**")
+            );
         }
     }
     text + "\n" + &table(outcome)
+}
+
+/// What knees have in common is said once.
+fn by_reason(knees: Vec<Found>) -> Vec<(Option<&'static str>, Vec<String>)> {
+    let mut reasons: Vec<(Option<&'static str>, Vec<String>)> = Vec::new();
+    for knee in knees {
+        match reasons.iter_mut().find(|(why, _)| *why == knee.why) {
+            Some((_, texts)) => texts.push(knee.text),
+            None => reasons.push((knee.why, vec![knee.text])),
+        }
+    }
+    reasons
 }
 
 fn heading(name: &str) -> String {

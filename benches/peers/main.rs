@@ -3,9 +3,11 @@
 //! ```text
 //! cargo bench --bench peers                                five rounds, some ten minutes
 //! cargo bench --bench peers -- --quick                     one small round
-//! cargo bench --bench peers -- --rounds 9 --only W1,W4     these workloads alone
+//! cargo bench --bench peers -- --rounds 9 --only W1,W4     these workloads alone; `others` are those
+//!                                                          that are none of the seven
 //! cargo bench --bench peers -- --peer procession,limit     these peers alone
-//! cargo bench --bench peers -- --write                     the outcome goes into README.md as well
+//! cargo bench --bench peers -- --write                     the outcome goes into README.md and
+//!                                                          benches/peers/README.md as well
 //! cargo bench -- --test, cargo test --benches              a tiny run that shows nothing but that it works
 //! ```
 //!
@@ -18,6 +20,9 @@
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
 mod callers;
+#[path = "../common/cases.rs"]
+#[expect(dead_code, reason = "other pools cannot do without it all")]
+mod cases;
 #[path = "../common/figures.rs"]
 #[expect(dead_code, reason = "other benches use more of it")]
 mod figures;
@@ -31,6 +36,7 @@ mod marked;
 mod measure;
 #[path = "../common/memory.rs"]
 mod memory;
+mod others;
 mod ours;
 mod output;
 mod plan;
@@ -211,8 +217,8 @@ fn compare(request: &Request) -> Result<bool, Error> {
         folder.display()
     );
     if request.write {
-        output::write_into_tree(&plot, &report::readme(&facts, &results))?;
-        println!("README.md and {} are written", output::PLOT);
+        output::write_into_tree(&plot, &report, &report::readme(&facts, &results))?;
+        println!("README.md, {} and {} are written", output::PLOT, output::PAGE);
     }
     Ok(well)
 }

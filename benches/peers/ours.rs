@@ -7,11 +7,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use procession::Pool;
+use tokio::runtime::Runtime;
 
 use crate::Error;
 use crate::callers::{self, Tiny};
+use crate::cases::Case;
 use crate::figures::{Figures, check, echo_rate, median, milliseconds, rate};
 use crate::memory::{self, Growth};
+use crate::others::{self, Runs};
+use crate::plan::CASES;
 use crate::scale::{CHUNK, Scale, WORKERS};
 use crate::tasks::{Gate, compute, echo, hold, process_id, successor, ten_milliseconds};
 
@@ -20,9 +24,10 @@ pub(crate) fn measure(workload: &'static str, scale: &'static Scale) -> Result<F
         "W1" => return callers::sequential::<Looking>(scale),
         "W1-callers" => return callers::several::<Looking>(scale),
         "W1-runtimes" => return callers::runtimes::<Looking>(scale),
+        CASES => return others::measure::<Looking>(scale),
         _ => {}
     }
-    let runtime = tokio::runtime::Runtime::new()?;
+    let runtime = Runtime::new()?;
     runtime.block_on(async {
         let workload = tokio::spawn(async move {
             match workload {
@@ -44,6 +49,7 @@ pub(crate) fn measure_asleep(scale: &'static Scale) -> Result<Figures, Error> {
     callers::sequential::<Asleep>(scale)
 }
 
+#[derive(Clone)]
 struct Looking(Pool);
 
 impl Tiny for Looking {
@@ -53,6 +59,24 @@ impl Tiny for Looking {
 
     async fn tiny(&self, n: u64) -> Result<u64, Error> {
         Ok(self.0.apply(successor, n).await?)
+    }
+}
+
+impl Runs for Looking {
+    async fn start() -> Result<Self, Error> {
+        <Self as Tiny>::start().await
+    }
+
+    fn submit<C: Case>(
+        &self,
+        argument: C::Argument,
+    ) -> impl Future<Output = Result<C::Value, Error>> + Send + 'static {
+        let call = self.0.apply_async(C::run, argument);
+        async { Ok(call.await?) }
+    }
+
+    async fn call<C: Case>(&self, argument: C::Argument) -> Result<C::Value, Error> {
+        Ok(self.0.apply(C::run, argument).await?)
     }
 }
 

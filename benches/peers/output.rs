@@ -8,6 +8,8 @@ use crate::marked::replaced;
 
 /// The plot in the tree.
 pub(crate) const PLOT: &str = "benches/peers.svg";
+/// The page with all figures in the tree.
+pub(crate) const PAGE: &str = "benches/peers/README.md";
 
 /// `target/peers`, wherever the target folder is: this program lies in its `release/deps`.
 pub(crate) fn folder() -> Result<PathBuf, Error> {
@@ -20,12 +22,13 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// Puts the plot and the README's part into the tree.
-pub(crate) fn write_into_tree(plot: &str, part: &str) -> Result<(), Error> {
+/// Puts the plot, the page and the README's part into the tree.
+pub(crate) fn write_into_tree(plot: &str, report: &str, part: &str) -> Result<(), Error> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = root.join("README.md");
     let text = replaced(&fs::read_to_string(&readme)?, "peers", part)?;
     fs::write(root.join(PLOT), plot)?;
+    fs::write(root.join(PAGE), report)?;
     fs::write(readme, text)?;
     Ok(())
 }

@@ -42,6 +42,8 @@ pub(crate) const ASLEEP: &str = "asleep";
 pub(crate) const LIMIT: &str = "limit";
 pub(crate) const PYTHON_POOL: &str = "pool";
 pub(crate) const SPAWN_BLOCKING: &str = "spawn_blocking";
+/// The workload of cases that are none of the seven.
+pub(crate) const CASES: &str = "others";
 pub(crate) const SHARED_BYTES: &str = "zng-bytes";
 
 pub(crate) const PEERS: [Peer; 15] = [
@@ -108,13 +110,19 @@ pub(crate) struct Workload {
     pub(crate) key: &'static str,
     pub(crate) about: &'static str,
     pub(crate) metrics: &'static [Metric],
-    /// Keys of those who take part.
+    /// Keys of those who take part, and of more of them.
     peers: &'static [&'static str],
+    also: &'static [&'static str],
 }
 
 impl Workload {
     pub(crate) fn has(&self, peer: &Peer) -> bool {
-        self.peers.contains(&peer.key)
+        self.peers.contains(&peer.key) || self.also.contains(&peer.key)
+    }
+
+    /// Whether its metrics are rows of its table, and peers columns.
+    pub(crate) fn is_by_case(&self) -> bool {
+        self.key == CASES
     }
 
     /// Whether its keys are sizes in bytes, which are rows of its table and not columns.
@@ -133,27 +141,29 @@ pub(crate) const RUNTIMES: [&str; 4] = [
     "multi_thread spawned",
 ];
 
-pub(crate) const WORKLOADS: [Workload; 10] = [
+/// The pools that can do most of it.
+const POOLS: &[&str] = &[
+    OURS,
+    "procspawn",
+    "tarnish",
+    "zng-task",
+    PYTHON_POOL,
+    "executor",
+    "loky",
+    "mpire",
+    "pebble",
+    SPAWN_BLOCKING,
+    "rayon",
+];
+
+pub(crate) const WORKLOADS: [Workload; 11] = [
     Workload {
         key: "W1",
         about: "one tiny call (n + 1) at a time, awaited in a spawned task; the machine: 20 bytes over a socketpair to \
                 another process and back, tokio on this side",
         metrics: &[less("p50", "p50 µs", 2), less("p99", "p99 µs", 1)],
-        peers: &[
-            OURS,
-            ASLEEP,
-            "procspawn",
-            "tarnish",
-            "zng-task",
-            PYTHON_POOL,
-            "executor",
-            "loky",
-            "mpire",
-            "pebble",
-            SPAWN_BLOCKING,
-            "rayon",
-            LIMIT,
-        ],
+        peers: POOLS,
+        also: &[ASLEEP, LIMIT],
     },
     Workload {
         key: "W1-callers",
@@ -169,6 +179,7 @@ pub(crate) const WORKLOADS: [Workload; 10] = [
             less("64 p99", "p99 µs", 1),
         ],
         peers: &[OURS, SPAWN_BLOCKING],
+        also: &[],
     },
     Workload {
         key: "W1-runtimes",
@@ -188,25 +199,15 @@ pub(crate) const WORKLOADS: [Workload; 10] = [
             less("multi_thread spawned p99", "p99 µs", 1),
         ],
         peers: &[OURS, SPAWN_BLOCKING],
+        also: &[],
     },
     Workload {
         key: "W2",
         about: "tiny calls submitted singly, all results collected (procspawn: as many at once as it has descriptors \
                 for; tarnish: one at a time, as it can)",
         metrics: &[more("rate", "tasks/s", 0)],
-        peers: &[
-            OURS,
-            "procspawn",
-            "tarnish",
-            "zng-task",
-            PYTHON_POOL,
-            "executor",
-            "loky",
-            "mpire",
-            "pebble",
-            SPAWN_BLOCKING,
-            "rayon",
-        ],
+        peers: POOLS,
+        also: &[],
     },
     Workload {
         key: "W3",
@@ -216,20 +217,8 @@ pub(crate) const WORKLOADS: [Workload; 10] = [
             more("default", "default items/s", 0),
             more(CHUNK, "best items/s (chunk)", 0),
         ],
-        peers: &[
-            OURS,
-            "procspawn",
-            "tarnish",
-            "zng-task",
-            PYTHON_POOL,
-            "executor",
-            "loky",
-            "mpire",
-            "pebble",
-            SPAWN_BLOCKING,
-            "rayon",
-            LIMIT,
-        ],
+        peers: POOLS,
+        also: &[LIMIT],
     },
     Workload {
         key: "W4",
@@ -248,12 +237,14 @@ pub(crate) const WORKLOADS: [Workload; 10] = [
             "pebble",
             LIMIT,
         ],
+        also: &[],
     },
     Workload {
         key: "W4-sizes",
         about: "echo of bytes by size, each beside the next smaller size in the same round",
         metrics: &[],
         peers: &[OURS, LIMIT],
+        also: &[],
     },
     Workload {
         key: "W5",
@@ -264,21 +255,8 @@ pub(crate) const WORKLOADS: [Workload; 10] = [
             less("again", "again ms", 2),
             less("join", "spawn + join ms", 2),
         ],
-        peers: &[
-            OURS,
-            "procspawn",
-            "tarnish",
-            "zng-task",
-            PYTHON_POOL,
-            "pool-spawn",
-            "executor",
-            "loky",
-            "mpire",
-            "pebble",
-            SPAWN_BLOCKING,
-            "rayon",
-            LIMIT,
-        ],
+        peers: POOLS,
+        also: &["pool-spawn", LIMIT],
     },
     Workload {
         key: "W6",
@@ -288,39 +266,42 @@ pub(crate) const WORKLOADS: [Workload; 10] = [
             less("private", "private MiB", 2),
             less("queued", "bytes per queued task", 0),
         ],
-        peers: &[
-            OURS,
-            "procspawn",
-            "tarnish",
-            "zng-task",
-            PYTHON_POOL,
-            "pool-spawn",
-            "executor",
-            "loky",
-            "mpire",
-            "pebble",
-            SPAWN_BLOCKING,
-            "rayon",
-        ],
+        peers: POOLS,
+        also: &["pool-spawn"],
     },
     Workload {
         key: "W7",
         about: "tasks of 10 ms of pure computation: T1 / (2 × T2); the machine: bare processes",
         metrics: &[more("scaling", "T1/(2×T2)", 3)],
-        peers: &[
-            OURS,
-            "procspawn",
-            "tarnish",
-            "zng-task",
-            PYTHON_POOL,
-            "executor",
-            "loky",
-            "mpire",
-            "pebble",
-            SPAWN_BLOCKING,
-            "rayon",
-            LIMIT,
+        peers: POOLS,
+        also: &[LIMIT],
+    },
+    Workload {
+        key: CASES,
+        about: "what the seven leave out, beside procspawn, whose workers take any function too, and beside threads, \
+                which encode and copy nothing",
+        metrics: &[
+            more("text", "`String` of 100 bytes there and back, singly: tasks/s", 0),
+            more(
+                "record",
+                "a struct of strings and numbers there and back, singly: tasks/s",
+                0,
+            ),
+            more("table", "a number there, 1,000 back, singly: tasks/s", 0),
+            more("sum", "1,000 numbers there, one back, singly: tasks/s", 0),
+            more("make", "a number there, 1 MiB of `Bytes` back: MB/s", 0),
+            more(
+                "mixed",
+                "`Bytes` from 16 B to 1 MiB mixed, there and back: MB/s",
+                0,
+            ),
+            more("10", "tasks of 10 µs: seconds of them in a second", 2),
+            more("100", "tasks of 100 µs: seconds of them in a second", 2),
+            more("1000", "tasks of 1 ms: seconds of them in a second", 2),
+            more("callers", "8 callers, `String` of 100 bytes: calls/s", 0),
         ],
+        peers: &[OURS, "procspawn", SPAWN_BLOCKING],
+        also: &[],
     },
 ];
 
@@ -349,7 +330,7 @@ pub(crate) fn workloads(name: &str) -> Result<Vec<&'static Workload>, Error> {
         .filter(|workload| belongs(workload.key))
         .collect();
     if named.is_empty() {
-        return Err(format!("no workload is called {name}; there are W1 to W7").into());
+        return Err(format!("no workload is called {name}; there are W1 to W7 and {CASES}").into());
     }
     Ok(named)
 }

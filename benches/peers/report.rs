@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::output::PLOT;
+use crate::output::{PAGE, PLOT};
 use crate::plan::{LIMIT, Metric, OURS, PEERS, PYTHON_POOL, Peer, SPAWN_BLOCKING, WORKLOADS, Workload};
 use crate::results::{Results, Series};
 use crate::scale::CHUNK;
@@ -54,6 +54,8 @@ pub(crate) fn markdown(facts: &Facts, targets: &[Target], results: &Results) -> 
             text += &format!("\n## {}: {}\n\n", workload.key, workload.about);
             text += &if workload.is_ladder() {
                 ladder(results)
+            } else if workload.is_by_case() {
+                cases(workload, results)
             } else {
                 table(workload, results)
             };
@@ -173,6 +175,36 @@ fn times_better(ours: &Series, theirs: &Series, more_is_better: bool) -> String 
     }
 }
 
+/// A row for each metric, a column for each peer.
+fn cases(workload: &Workload, results: &Results) -> String {
+    let peers = || PEERS.iter().filter(|peer| workload.has(peer));
+    let mut text = "| |".to_owned();
+    for peer in peers() {
+        text += &format!(" {} |", peer.name);
+        text += if peer.key == OURS { "" } else { " ours is |" };
+    }
+    text += &format!("\n| --- |{}\n", " --- |".repeat(2 * peers().count() - 1));
+    for metric in workload.metrics {
+        text += &format!("| {} |", metric.name);
+        for peer in peers() {
+            let cells = cells(workload, peer, metric, results);
+            text += if peer.key == OURS {
+                cells.trim_end_matches("  |")
+            } else {
+                &cells
+            };
+        }
+        text.push('\n');
+    }
+    for peer in peers() {
+        match results.failures(workload.key, peer.key) {
+            0 => {}
+            failed => text += &format!("\n{} failed {failed} ×.\n", peer.name),
+        }
+    }
+    text
+}
+
 /// W4 by size: rates of ours and of the machine, each with its ratio to the next smaller size.
 fn ladder(results: &Results) -> String {
     let machine = results.ladder(LIMIT);
@@ -205,7 +237,8 @@ fn ladder(results: &Results) -> String {
 pub(crate) fn readme(facts: &Facts, results: &Results) -> String {
     let mut text = format!(
         "![Bars of seven workloads, this crate's beside those of other pools]({PLOT})\n\n{}. {}. {}, \
-         2 workers, medians. How many times better this crate is, below 1 worse:\n\n\
+         2 workers, not pinned to cores, medians; [spreads and all other figures]({PAGE}). How many times better this \
+         crate is, below 1 worse:\n\n\
          | | this crate | `multiprocessing.Pool` | best process peer | `spawn_blocking` | the machine |\n\
          | --- | --- | --- | --- | --- | --- |\n",
         facts.machine,

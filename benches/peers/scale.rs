@@ -36,6 +36,8 @@ pub(crate) struct Scale {
     pub(crate) slow_queued: usize,
     /// W7.
     pub(crate) computations: usize,
+    /// Tasks of most other cases.
+    pub(crate) cases: usize,
 }
 
 impl Scale {
@@ -66,6 +68,7 @@ const FULL: Scale = Scale {
     queued: 100_000,
     slow_queued: 20_000,
     computations: 64,
+    cases: 4_000,
 };
 
 const QUICK: Scale = Scale {
@@ -86,6 +89,7 @@ const QUICK: Scale = Scale {
     queued: 10_000,
     slow_queued: 2_000,
     computations: 16,
+    cases: 800,
 };
 
 const TEST: Scale = Scale {
@@ -106,6 +110,7 @@ const TEST: Scale = Scale {
     queued: 100,
     slow_queued: 100,
     computations: 2,
+    cases: 16,
 };
 
 /// One of `full`, `quick` and `test`.

@@ -11,8 +11,11 @@ use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::callers::{self, Tiny};
+use crate::cases::Case;
 use crate::figures::{Figures, median, milliseconds, rate};
 use crate::memory::Growth;
+use crate::others::{self, Runs};
+use crate::plan::CASES;
 use crate::scale::{CHUNK, Scale, WORKERS};
 use crate::tasks::{Gate, compute, hold, successor, successors, ten_milliseconds};
 
@@ -112,11 +115,25 @@ impl<T: Threads> Tiny for T {
     }
 }
 
+impl<T: Threads> Runs for T {
+    async fn start() -> Result<Self, Error> {
+        T::new(WORKERS)
+    }
+
+    fn submit<C: Case>(
+        &self,
+        argument: C::Argument,
+    ) -> impl Future<Output = Result<C::Value, Error>> + Send + 'static {
+        self.run(move || C::run(argument))
+    }
+}
+
 fn measure<T: Threads>(workload: &'static str, scale: &'static Scale) -> Result<Figures, Error> {
     match workload {
         "W1" => return callers::sequential::<T>(scale),
         "W1-callers" => return callers::several::<T>(scale),
         "W1-runtimes" => return callers::runtimes::<T>(scale),
+        CASES => return others::measure::<T>(scale),
         _ => {}
     }
     let runtime = Runtime::new()?;

@@ -44,6 +44,7 @@ pub(crate) static CURVE: Curve = Curve {
             beside_payloads(outcome),
             beside_queue(outcome),
             beside_callbacks(outcome),
+            one_thread(outcome),
         ]
     },
     knees: &[],
@@ -79,8 +80,8 @@ fn beside_payloads(outcome: &Outcome<'_>) -> Option<String> {
 
 fn beside_queue(outcome: &Outcome<'_>) -> Option<String> {
     Some(format!(
-        "Beside 10⁶ tiny tasks of lower priority it is {}; with the same priority, {}, a call waits for its turn behind \
-         them. Beside 10⁵ tasks of 20 ms of lower priority, {}: a task that runs is not interrupted.",
+        "Beside 10⁶ tiny tasks of lower priority it is {}; with the same priority, where a call has its turn behind \
+         those that wait by then, {}. Beside 10⁵ tasks of 20 ms of lower priority, {}: a task that runs is not interrupted.",
         shown(outcome, 4.0)?,
         shown(outcome, 5.0)?,
         shown(outcome, 7.0)?,
@@ -95,6 +96,9 @@ fn beside_callbacks(outcome: &Outcome<'_>) -> Option<String> {
     ))
 }
 
+/// The case of a payload of 1 GiB.
+const ONE_PIECE: usize = 2;
+
 const CASES: &[&str] = &[
     "nothing",
     "1 GiB there and back, by 64 MiB",
@@ -108,6 +112,18 @@ const CASES: &[&str] = &[
     "callbacks that block 10 ms",
 ];
 
+fn one_thread(outcome: &Outcome<'_>) -> Option<String> {
+    let late = |case: f64| outcome.show("current", case, "late");
+    Some(format!(
+        "On a current_thread runtime whoever calls shares the only thread with all else: while a caller encodes or decodes \
+         a payload of 1 GiB, no tick of the timer was answered for up to {}, while one gives out and collects a map of \
+         3 × 10⁷, for up to {}. That is the caller's own work, which no pool can take from it; a multi_thread runtime has \
+         another thread for the others.",
+        late(2.0)?,
+        late(8.0)?,
+    ))
+}
+
 /// What goes on beside the calls; it ends by itself, or is let go after a while.
 type Beside = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
@@ -118,7 +134,13 @@ fn measure(series: &'static str, case: f64, extent: Extent) -> Result<Figures, E
         let pool = Pool::builder().workers(2).max_frame_size(2 << 30).build().await?;
         warm(&pool).await?;
         let beside = beside(&pool, case as usize, steps, extent);
-        let figures = call(&pool, beside, extent).await;
+        // As long as the largest payload takes, or long enough to count.
+        let longest = Duration::from_millis(match (extent, case as usize) {
+            (Extent::Test, _) => 20,
+            (_, ONE_PIECE) => 3000,
+            _ => 1500,
+        });
+        let figures = call(&pool, beside, longest).await;
         pool.terminate();
         figures
     };
@@ -162,7 +184,7 @@ fn beside(pool: &Pool, case: usize, steps: f64, extent: Extent) -> Option<Beside
     Some(match case {
         0 => return None,
         1 => Box::pin(async move { echoes(pool, 64 << 20, gigabyte).await }),
-        2 => Box::pin(async move { echoes(pool, gigabyte, gigabyte).await }),
+        ONE_PIECE => Box::pin(async move { echoes(pool, gigabyte, gigabyte).await }),
         3 => Box::pin(async move {
             let one = tokio::spawn(echoes(pool.clone(), 64 << 20, gigabyte / 2));
             let other = tokio::spawn(echoes(pool, 64 << 20, gigabyte / 2));
@@ -190,10 +212,9 @@ fn beside(pool: &Pool, case: usize, steps: f64, extent: Extent) -> Option<Beside
     })
 }
 
-/// Calls until what goes on beside has ended, two seconds at most. A call does not wait for the one before it, or one
+/// Calls until what goes on beside has ended, or for so long at most. A call does not wait for the one before it, or one
 /// that takes long would hide that others take long as well.
-async fn call(pool: &Pool, beside: Option<Beside>, extent: Extent) -> Result<Figures, Error> {
-    let longest = Duration::from_millis(if extent == Extent::Test { 20 } else { 1500 });
+async fn call(pool: &Pool, beside: Option<Beside>, longest: Duration) -> Result<Figures, Error> {
     let mut pace = Pace::new(Duration::from_millis(2))?;
     let beside: Option<JoinHandle<_>> = beside.map(tokio::spawn);
     let began = Instant::now();

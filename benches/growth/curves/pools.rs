@@ -43,8 +43,7 @@ pub(crate) static CURVE: Curve = Curve {
             .drawn("Median of one call at a time by size of the pool", true)
             .keeps(Keeps::Down),
         Metric::new("wakes", "switches for one call, all processes", Unit::Count)
-            .drawn("Context switches for one call by size of the pool", false)
-            .keeps(Keeps::Down),
+            .drawn("Context switches for one call by size of the pool", false),
         Metric::new("idle", "switches in an idle second, all processes", Unit::Count)
             .drawn("Context switches in an idle second by size of the pool", false)
             .keeps(Keeps::Down),
@@ -82,16 +81,8 @@ pub(crate) static CURVE: Curve = Curve {
             series: &[],
             above: 1.0,
             up_to: 500.0,
-            why: "One worker answers, whatever the size: whether it has a core beside its caller's or shares it is up to \
-                  the system, and makes two modes.",
-        },
-        Knee {
-            metric: "wakes",
-            series: &[],
-            above: 1.0,
-            up_to: 500.0,
-            why: "Two modes: caller and worker on two cores find each other awake, on one they take turns, which is two \
-                  switches a call.",
+            why: "One worker answers, whatever the size. Two modes, of which the system chooses: caller and worker on two \
+                  cores find each other awake; on one they take turns, which is two switches a call.",
         },
     ],
 };

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "the shared modules have more than every peer can use")]
 
+#[path = "../../common/cases.rs"]
+mod cases;
 #[path = "../../common/figures.rs"]
 mod figures;
 #[path = "../../common/memory.rs"]

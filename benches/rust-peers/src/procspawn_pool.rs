@@ -11,6 +11,7 @@ use procspawn::{Pool, SpawnError};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::Error;
+use crate::cases::{self, Calls, Case};
 use crate::figures::{Figures, echo_rate, latencies, median, milliseconds, rate};
 use crate::memory::{self, Growth};
 use crate::scale::{CHUNK, Scale, WARM_UP, WORKERS};
@@ -31,6 +32,7 @@ pub(crate) fn measure(workload: &str, scale: &Scale) -> Result<Figures, Error> {
         "W5" => start(scale),
         "W6" => resident(scale),
         "W7" => scaling(scale),
+        "others" => cases::measure(&Others(pool(WORKERS)?), scale),
         other => Err(format!("procspawn does not take part in {other}").into()),
     }
 }
@@ -134,6 +136,50 @@ fn bytes(scale: &Scale) -> Result<Figures, Error> {
         figures = figures.with(key, echo_rate((size, echoes), began));
     }
     Ok(figures)
+}
+
+struct Others(Pool);
+
+impl Calls for Others {
+    fn all<C: Case>(&self, arguments: Vec<C::Argument>) -> Result<Vec<C::Value>, Error> {
+        // A third large argument in front of a join hangs.
+        let most = if C::IS_LARGE {
+            WORKERS
+        } else {
+            AT_ONCE.min(most_at_once())
+        };
+        let mut values = Vec::with_capacity(arguments.len());
+        let mut calls = VecDeque::new();
+        for argument in arguments {
+            if calls.len() == most
+                && let Some(call) = calls.pop_front()
+            {
+                values.push(procspawn::JoinHandle::join(call)?);
+            }
+            calls.push_back(self.0.spawn(argument, C::run));
+        }
+        for call in calls {
+            values.push(call.join()?);
+        }
+        Ok(values)
+    }
+
+    fn in_turn<C: Case>(&self, callers: Vec<Vec<C::Argument>>) -> Result<(), Error> {
+        std::thread::scope(|scope| {
+            let callers = callers.into_iter().map(|arguments| {
+                scope.spawn(|| {
+                    for argument in arguments {
+                        self.0.spawn(argument, C::run).join()?;
+                    }
+                    Ok::<_, SpawnError>(())
+                })
+            });
+            for caller in callers.collect::<Vec<_>>() {
+                caller.join().map_err(|_| "a caller panicked")??;
+            }
+            Ok(())
+        })
+    }
 }
 
 fn start(scale: &Scale) -> Result<Figures, Error> {
