@@ -1,8 +1,8 @@
 //! How cost grows: a curve for each thing that there can be more of. `cargo bench --bench growth`.
 //!
 //! ```text
-//! cargo bench --bench growth                             all curves, five runs, about twenty minutes
-//! cargo bench --bench growth -- --only workers,depth     these alone, each some two minutes; an unknown name lists them
+//! cargo bench --bench growth                             all curves, five runs, about a quarter of an hour
+//! cargo bench --bench growth -- --only workers,depth     these alone, each one to three minutes; an unknown name lists them
 //! cargo bench --bench growth -- --quick                  fewer points, one run
 //! cargo bench --bench growth -- --runs 9
 //! cargo bench --bench growth -- --write                  plots and sections go into benches/growth as well

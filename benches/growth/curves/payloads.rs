@@ -75,26 +75,28 @@ pub(crate) static CURVE: Curve = Curve {
             metric: "rate",
             series: &["echo", "there", "back"],
             above: 0.0,
-            up_to: 128. * KIB,
-            why: "Bodies of these sizes change from being copied along with other frames to being sent from where they \
-                  lie and received where they belong, in system calls of their own; and one that takes longer than \
-                  either side looks again before it sleeps has to wake it.",
+            up_to: 32. * KIB,
+            why: "From being copied along with other frames, bodies of these sizes change to being sent from where they \
+                  lie and received where they belong, in system calls of their own.",
         },
         Knee {
             metric: "rate",
             series: &["echo", "there", "back"],
-            above: 128. * KIB,
+            above: 32. * KIB,
             up_to: 4. * MIB,
-            why: "The body no longer fits into the buffer between the processes at once, so that they take turns, and \
-                  where memory is not reused it is new to the process each time: compare \"fresh memory\".",
+            why: "The system passes a body on in pieces of 32 KiB. A receiver that is faster than its sender, and sleeps \
+                  when it has read one, is woken for the next, which on a virtual machine holds up the sender for longer \
+                  than it takes to send a piece: there is a fast mode, in which both stay awake, and a slow one, which \
+                  keeps itself going.",
         },
         Knee {
             metric: "rate",
             series: &["echo", "there", "back"],
             above: 4. * MIB,
             up_to: 256. * MIB,
-            why: "The copies of the body no longer fit into the processor's caches together, and memory so large is not \
-                  kept but given back to the system, which clears it anew each time: compare \"fresh memory\".",
+            why: "The copies of the body no longer fit into the processor's caches together, and memory so large is given \
+                  back to the system, which clears it anew each time: compare \"fresh memory\". A slow mode, in which \
+                  the receiver is woken for every 32 KiB, is there as well.",
         },
         Knee {
             metric: "rate",
