@@ -19,8 +19,10 @@ use crate::memory::OutOfMemory;
 pub enum BuildError {
     /// [`init`](crate::init) was not called before the pool was built.
     NotInitialized,
-    /// The pool would be built inside a worker, without [`nested`](crate::PoolBuilder::nested).
+    /// The pool, or the process, would be started inside a worker, without [`nested`](crate::PoolBuilder::nested).
     Nested,
+    /// A pool or a process would be started inside a [daemon](crate::ProcessBuilder::daemon), which may start none.
+    Daemon,
     /// Pools nest deeper than the limit.
     TooDeep {
         /// How deep this pool would be: 1 for a pool inside a worker.
@@ -110,6 +112,7 @@ impl fmt::Display for BuildError {
                 "a pool inside a worker: allow it with Pool::builder().nested(true) if it is meant, \
                  or make sure that procession::init() runs before the pool is built",
             ),
+            Self::Daemon => f.write_str("a daemon process may start no pools and no processes"),
             Self::TooDeep { depth, limit } => {
                 write!(f, "a pool at nesting depth {depth}, over the limit of {limit}")
             }

@@ -75,7 +75,7 @@ pub(crate) fn marker(fd: impl AsFd, depth: u32) -> std::io::Result<String> {
 /// A child that was started as a worker and comes here has never called `init`. It says so and exits, for building a
 /// pool in its turn would have no end.
 pub(crate) fn check() -> Result<(), BuildError> {
-    if !worker::is_worker() && marked().is_some() {
+    if worker::role().is_none() && marked().is_some() {
         eprintln!(
             "procession: this process was started as a worker, but {}",
             BuildError::NotInitialized
@@ -86,7 +86,7 @@ pub(crate) fn check() -> Result<(), BuildError> {
         )]
         std::process::exit(EXIT_NOT_INITIALIZED);
     }
-    if !INITIALIZED.load(Ordering::Acquire) && !worker::is_worker() {
+    if !INITIALIZED.load(Ordering::Acquire) && worker::role().is_none() {
         return Err(BuildError::NotInitialized);
     }
     Ok(())

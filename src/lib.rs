@@ -130,7 +130,13 @@ pub use crate::pool::result::{Apply, AsyncResult, Task};
 #[cfg(feature = "tower")]
 pub use crate::pool::service::TaskService;
 pub use crate::pool::stats::{Latency, Stats, WorkerStats, WorkerStatus};
+pub use crate::process::builder::ProcessBuilder;
+pub use crate::process::children::{ChildProcess, active_children, join_children, run_main};
+pub use crate::process::error::{ProcessError, ProcessErrorKind};
+pub use crate::process::handle::{Process, Run};
+pub use crate::process::identity::{CurrentProcess, ParentProcess, current, parent};
 pub use crate::process::output::{Line, Output, OutputStream};
+pub use crate::process::sentinel::wait_any;
 pub use crate::task::arguments::{Row, StarFn};
 pub use crate::wire::attachments::Fd;
 pub use crate::wire::context::{InvalidTraceContext, TraceContext};

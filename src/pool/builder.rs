@@ -17,11 +17,11 @@ use super::cpus;
 use super::dispatch::{End, Shared};
 use super::handle::Pool;
 use super::keeper;
-use super::limits::LimitOptions;
 use super::options::TaskOptions;
 use super::supervisor::{self, Services};
 use crate::error::{BuildError, Cause, WorkerLoss};
 use crate::memory::OutOfMemory;
+use crate::process::limits::LimitOptions;
 use crate::process::listen::Ears;
 use crate::process::memory::claim;
 use crate::process::output::Output;
@@ -30,7 +30,7 @@ use crate::task::{entry, table};
 use crate::wire::codec::{self, EncodeError};
 use crate::wire::context::TraceContext;
 use crate::wire::mark::Token;
-use crate::wire::message::Words;
+use crate::wire::message::{Role, Words};
 use crate::{init, runtime, worker};
 
 /// Workers that a pool may have: beyond this a machine runs out of other things.
@@ -624,8 +624,10 @@ impl PoolBuilder {
             })
         };
         let depth = worker::depth();
-        if depth > 0 && !nested {
-            return Err(BuildError::Nested);
+        match worker::role() {
+            Some(Role::Process { is_daemon: true, .. }) => return Err(BuildError::Daemon),
+            Some(Role::Worker { .. }) if !nested => return Err(BuildError::Nested),
+            _ => {}
         }
         if depth > max_depth {
             return Err(BuildError::TooDeep {

@@ -14,10 +14,11 @@ use super::callback::Callbacks;
 use super::dispatch::{Shared, failure_error};
 use super::options::TaskOptions;
 use crate::error::{Cause, TaskError};
+use crate::task::encode;
 use crate::wire::codec::{self, EncodeError, Encoded, push_record, take_record};
 use crate::wire::frame::{HEADER, Outgoing};
 use crate::wire::message::{Failure, kind};
-use crate::{runtime, task, wire};
+use crate::{runtime, wire};
 
 /// A chunk that has grown to this many bytes is sent, however few its elements.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -163,22 +164,13 @@ pub(crate) fn single<A: Serialize>(
     limit: u64,
     options: &TaskOptions,
 ) -> Result<Call, TaskError> {
-    let mut bytes = Outgoing::buffer(48);
-    bytes.extend_from_slice(&row.to_le_bytes());
-    let (result, fds) = wire::attachments::collect(|| codec::encode_with_tail(argument, &mut bytes, limit));
-    match result {
-        Ok(tail) => {
-            let outgoing = Outgoing::new(kind::TASK, bytes, fds).with_head(tail - HEADER);
-            let mut call = Call::new(outgoing, row);
-            call.set_options(options);
-            Ok(call)
-        }
-        Err(error) => Err(encode_error(row, error)),
-    }
+    let outgoing = encode::single(row, argument, limit).map_err(|error| encode_error(row, error))?;
+    let mut call = Call::new(outgoing, row);
+    call.set_options(options);
+    Ok(call)
 }
 
 fn encode_error(row: u32, error: EncodeError) -> TaskError {
-    let name = task::table::entry(row).map_or("", |entry| entry.name);
     let cause = match error {
         EncodeError::TooLarge { limit } => Cause::TooLarge {
             what: "the argument",
@@ -187,7 +179,7 @@ fn encode_error(row: u32, error: EncodeError) -> TaskError {
         },
         EncodeError::Refused(message) => Cause::Encode(format!("the argument: {message}")),
     };
-    TaskError::new(name, cause)
+    TaskError::new(encode::name(row), cause)
 }
 
 /// The result of a single task.

@@ -3,7 +3,6 @@
 //! Supervisors run on the library's own runtime, so that no child is left unburied when another runtime ends.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -17,19 +16,16 @@ use super::dispatch::{End, Shared};
 use super::keeper::Start;
 use super::link::{Link, Parts, drive, watch_on};
 use super::state::WorkerState;
-use crate::error::{BuildError, StartPhase, WorkerLoss};
-use crate::memory::OutOfMemory;
+use crate::error::{BuildError, WorkerLoss};
 use crate::process::child::Child;
-use crate::process::handshake::{HandshakeError, HandshakeFailure, greeting, handshake};
+use crate::process::handshake::{HandshakeFailure, handshake};
+use crate::process::launch::{Launched, Order, Report, launch, refused};
 #[cfg(feature = "tracing")]
 use crate::process::listen::events_pipe;
 use crate::process::listen::{Ears, Process, pipe};
 use crate::process::output::{OutputStream, Sink};
-use crate::process::spawn::{Spawned, spawn};
 use crate::runtime::Crew;
-use crate::shared::ledger::Ledger;
-use crate::wire::message::{Failure, InitFailure, LimitOption, Stdout, Welcome, message_limit};
-use crate::wire::transport::datagram_pair;
+use crate::wire::message::{Role, Stdout, Welcome, message_limit};
 
 /// Starts that fail one after the other, while no worker runs, before the pool gives up.
 const START_ATTEMPTS: u32 = 5;
@@ -172,34 +168,25 @@ async fn start(
     worker: usize,
 ) -> Result<(Child, Arc<Link>), BuildError> {
     let config = &shared.config;
-    let io = |action| {
-        move |error| BuildError::Io {
-            action,
-            source: Arc::new(error),
-        }
-    };
     let (limits, memory) = config.limits.prepare(worker)?;
     let process = services.processes.fetch_add(1, Ordering::Relaxed);
-    let (stderr_pipe, stderr) = pipe().map_err(io("make a pipe for a worker's standard error"))?;
+    let (stderr_pipe, stderr) = pipe().map_err(refused("make a pipe for a worker's standard error"))?;
     let (stdout, stdout_pipe) = match &config.stdout.sink {
         Sink::Null => (Stdout::Null, None),
         _ => (
             Stdout::Attached,
-            Some(pipe().map_err(io("make a pipe for a worker's standard output"))?),
+            Some(pipe().map_err(refused("make a pipe for a worker's standard output"))?),
         ),
     };
     let words = config.words();
     #[cfg(feature = "tracing")]
     let events_pipe = match words.events {
-        Some(_) => Some(events_pipe().map_err(io("make a pipe for a worker's events"))?),
+        Some(_) => Some(events_pipe().map_err(refused("make a pipe for a worker's events"))?),
         None => None,
     };
-    let (ledger, ledger_fd) = Ledger::create(config.tasks_per_worker).map_err(io("make shared memory"))?;
-    let heard = Ledger::open(ledger_fd.as_fd(), config.tasks_per_worker).map_err(io("map shared memory"))?;
-    let (control, control_fd) = datagram_pair().map_err(io("make a socket pair"))?;
 
     let token = words.token;
-    let mut fds = vec![control_fd, ledger_fd];
+    let mut fds = Vec::new();
     #[cfg(feature = "tracing")]
     let events_pipe = events_pipe.map(|(pipe, fd)| {
         fds.push(fd);
@@ -209,11 +196,12 @@ async fn start(
         fds.push(fd);
         pipe
     });
-    let depth = config.depth;
     let welcome = Welcome {
-        pool: config.name.clone(),
-        worker,
-        depth,
+        role: Role::Worker {
+            pool: config.name.clone(),
+            worker,
+        },
+        depth: config.depth,
         max_frame_size: config.max_frame_size,
         tasks_per_worker: config.tasks_per_worker,
         initializer: config.initializer.clone(),
@@ -223,35 +211,28 @@ async fn start(
         words,
         spin: config.spin,
     };
-    let label = format!("{} {} {worker}", config.name, config.worker_name);
-    let program = config.program.clone();
-    let greeting = greeting(&welcome, fds);
-    let spawned = services
-        .starters
-        .run(move || spawn(&program, &label, depth, stderr, greeting))
-        .await;
-    let spawned = match spawned {
-        Some(Ok(spawned)) => spawned,
-        Some(Err(error)) => {
-            return Err(BuildError::Spawn {
-                program: config.program.path().to_owned(),
-                source: Arc::new(error),
-            });
-        }
-        // The thread that started it is gone, and the process with it.
-        None => return Err(BuildError::Closed),
+    let order = Order {
+        program: config.program.clone(),
+        label: format!("{} {} {worker}", config.name, config.worker_name),
+        welcome,
+        stderr,
+        fds,
+        message: None,
     };
-    let Spawned {
+    let Launched {
         child,
         connection,
+        control,
+        ledger,
+        heard,
         greeting,
-    } = spawned;
+    } = launch(order, &services.starters).await?;
     let killer = child.killer();
     let speaker = Process {
         number: process,
         worker,
         pid: child.pid(),
-        ledger: Arc::new(heard),
+        ledger: heard,
         token,
     };
     let ears = &services.ears;
@@ -312,10 +293,17 @@ async fn start(
             let stderr = last_words(services, process).await;
             let end = memory.cause(status, ledger.resident_at_end(), &stderr);
             memory.bury().await;
-            match end {
-                Some(end) => Err(starved(shared, worker, end, stderr)),
-                None => Err(start_error(shared, error, status, stderr)),
-            }
+            let report = Report {
+                program: config.program.path(),
+                start_timeout: config.start_timeout,
+                initializer: config.initializer.is_some().then(|| config.initializer_name()),
+                status,
+                stderr,
+            };
+            Err(match end {
+                Some(end) => report.starved(&format!("worker {worker}"), end),
+                None => report.error(error),
+            })
         }
         None => {
             killer.kill();
@@ -323,117 +311,6 @@ async fn start(
             memory.bury().await;
             services.ears.settle(process).await;
             Err(BuildError::Closed)
-        }
-    }
-}
-
-/// What whoever builds the pool is told of a process that had too little memory to become a worker.
-fn starved(shared: &Shared, worker: usize, end: OutOfMemory, stderr: String) -> BuildError {
-    if shared.config.initializer.is_some() {
-        return BuildError::Initializer {
-            name: shared.config.initializer_name(),
-            message: format!("worker {worker} {end}"),
-            panic: None,
-        };
-    }
-    if end.limit.is_none() {
-        return BuildError::Handshake {
-            program: shared.config.program.path().to_owned(),
-            reason: format!("it {end} before it was ready"),
-            first_bytes: Vec::new(),
-            stderr,
-        };
-    }
-    BuildError::InvalidOption {
-        option: LimitOption::Memory.name(),
-        reason: format!("worker {worker} {end} before it was ready"),
-    }
-}
-
-/// What whoever builds the pool is told of a process that did not become a worker.
-fn start_error(
-    shared: &Shared,
-    error: HandshakeError,
-    status: Option<ExitStatus>,
-    stderr: String,
-) -> BuildError {
-    let HandshakeError { failure, first_bytes } = error;
-    let program = shared.config.program.path().to_owned();
-    let ended = match status {
-        Some(status) => format!("it ended ({status})"),
-        None => "it ended".to_owned(),
-    };
-    match failure {
-        HandshakeFailure::End(StartPhase::Handshake) => BuildError::Handshake {
-            program,
-            reason: format!("{ended} before the handshake"),
-            first_bytes,
-            stderr,
-        },
-        HandshakeFailure::End(StartPhase::Initializer) if shared.config.initializer.is_some() => {
-            let message = if stderr.is_empty() {
-                ended
-            } else {
-                format!("{ended}; its standard error ended with:\n{}", stderr.trim_end())
-            };
-            BuildError::Initializer {
-                name: shared.config.initializer_name(),
-                message,
-                panic: None,
-            }
-        }
-        HandshakeFailure::End(StartPhase::Initializer) => BuildError::Handshake {
-            program,
-            reason: format!("{ended} before it was ready"),
-            first_bytes,
-            stderr,
-        },
-        HandshakeFailure::Timeout(phase) => {
-            // Without an initializer the worker had only to set itself up.
-            let phase = if shared.config.initializer.is_some() {
-                phase
-            } else {
-                StartPhase::Handshake
-            };
-            BuildError::StartTimeout {
-                phase,
-                timeout: shared.config.start_timeout,
-                first_bytes,
-                stderr,
-            }
-        }
-        HandshakeFailure::Refused(reason) => BuildError::Handshake {
-            program,
-            reason,
-            first_bytes,
-            stderr,
-        },
-        HandshakeFailure::Io(error) => BuildError::Handshake {
-            program,
-            reason: format!("its connection failed: {error}"),
-            first_bytes,
-            stderr,
-        },
-        HandshakeFailure::Initializer(InitFailure::Limit { option, reason }) => BuildError::InvalidOption {
-            option: option.name(),
-            reason,
-        },
-        HandshakeFailure::Initializer(failure) => {
-            let (message, panic) = match failure {
-                InitFailure::Failed(message)
-                | InitFailure::Setup(message)
-                | InitFailure::Limit { reason: message, .. } => (message, None),
-                InitFailure::Task(Failure::Panicked(panic)) => (panic.message.clone(), Some(panic)),
-                InitFailure::Task(Failure::DecodeArgument(message)) => {
-                    (format!("its argument: {message}"), None)
-                }
-                InitFailure::Task(failure) => (format!("{failure:?}"), None),
-            };
-            BuildError::Initializer {
-                name: shared.config.initializer_name(),
-                message,
-                panic,
-            }
         }
     }
 }

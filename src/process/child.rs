@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,7 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
+};
 use tokio::io::Interest;
 
 use super::descendants::{Sweep, adopts, bury_family, catches, family, has_ended};
@@ -84,18 +87,30 @@ impl Child {
         Arc::clone(&self.killer)
     }
 
-    /// Waits for the process to end, kills what it left, and takes its status. The status is `None` where somebody
-    /// else took it: the host program ignores SIGCHLD, or waits for any child.
+    /// Waits for the process to end.
     ///
     /// Must run on the library's runtime.
-    pub(crate) async fn wait(mut self) -> Option<ExitStatus> {
-        let killer = Arc::clone(&self.killer);
-        if let Some(pidfd) = &killer.pidfd
+    pub(crate) async fn ended(&self) {
+        if let Some(pidfd) = &self.killer.pidfd
             && let Ok(pidfd) = watch(pidfd, Interest::READABLE)
         {
             // An error here means that the runtime ends, and with it the process.
             pidfd.readable().await.ok();
         }
+    }
+
+    /// Takes the status of a process that has ended, and leaves what it started alone. The status is `None` where
+    /// somebody else took it: the host program ignores SIGCHLD, or waits for any child.
+    pub(crate) fn bury(mut self) -> Option<ExitStatus> {
+        self.process.wait().ok()
+    }
+
+    /// Waits for the process to end, kills what it left, and takes its status, as [`bury`](Self::bury) does.
+    ///
+    /// Must run on the library's runtime.
+    pub(crate) async fn wait(mut self) -> Option<ExitStatus> {
+        self.ended().await;
+        let killer = Arc::clone(&self.killer);
         // Before the status is taken: until then the number of the group cannot be anybody else's.
         kill_process_group(killer.pid, Signal::KILL).ok();
         if adopts() {
@@ -133,6 +148,37 @@ pub(crate) struct Killer {
 }
 
 impl Killer {
+    /// Readable when the process has ended.
+    pub(crate) fn pidfd(&self) -> Option<&Arc<OwnedFd>> {
+        self.pidfd.as_ref()
+    }
+
+    /// Whether the process has ended, buried or not.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.pidfd.as_ref().is_none_or(|pidfd| has_ended(pidfd))
+    }
+
+    /// The status of a process that has ended and that nobody has buried.
+    pub(crate) fn status(&self) -> Option<ExitStatus> {
+        let pidfd = self.pidfd.as_ref()?;
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::PidFd(pidfd.as_fd()), look).ok()??;
+        let code = status.exit_status().map(|code| (code & 0xff) << 8);
+        let signal = || {
+            let core = if status.dumped() { 0x80 } else { 0 };
+            status.terminating_signal().map(|signal| signal | core)
+        };
+        code.or_else(signal).map(ExitStatus::from_raw)
+    }
+
+    /// Sends a signal to the process alone. That it has ended is no error.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        match self.pidfd.as_ref().map(|pidfd| pidfd_send_signal(pidfd, signal)) {
+            None | Some(Ok(()) | Err(Errno::SRCH)) => Ok(()),
+            Some(Err(error)) => Err(error.into()),
+        }
+    }
+
     /// Sends a signal to the process and its group, once. One that has ended is left alone.
     pub(crate) fn send(&self, signal: Signal) {
         // The number of the group is its own as long as the process runs.

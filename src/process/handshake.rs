@@ -41,7 +41,7 @@ pub(crate) enum HandshakeFailure {
     Io(io::Error),
 }
 
-/// The greeting of a worker: its welcome, with the descriptors that go with that.
+/// The greeting of a worker: its welcome, with the descriptors that go with that. More may be put behind it.
 pub(crate) fn greeting(welcome: &Welcome, fds: Vec<OwnedFd>) -> Outbox<Outgoing> {
     let mut bytes = Outgoing::buffer(256);
     message_bytes(welcome, &mut bytes);
@@ -118,7 +118,8 @@ async fn greet(
                 // An initializer's argument that is larger than the socket's buffer.
                 wait_writable(&connection, deadline).await?;
             }
-            Err(error) if is_disconnect(&error) => return Err(HandshakeFailure::End(phase)),
+            // It may have said why before it hung up.
+            Err(error) if is_disconnect(&error) => break,
             Err(error) => return Err(HandshakeFailure::Io(error)),
         }
     }

@@ -1,5 +1,10 @@
-//! Worker processes: starting them, greeting them, hearing what they print, and burying them.
+//! Processes, alone or as workers: starting them, greeting them, hearing what they print, and burying them.
 
+pub(crate) mod handle;
+pub(crate) mod builder;
+pub(crate) mod error;
+pub(crate) mod limits;
+pub(crate) mod launch;
 pub(crate) mod spawn;
 pub(crate) mod cgroup;
 pub(crate) mod memory;
@@ -7,6 +12,10 @@ pub(crate) mod child;
 pub(crate) mod descendants;
 mod marked;
 pub(crate) mod handshake;
+pub(crate) mod life;
+pub(crate) mod children;
+pub(crate) mod sentinel;
+pub(crate) mod identity;
 pub(crate) mod output;
 pub(crate) mod listen;
 pub(crate) mod pass;

@@ -13,7 +13,7 @@ use crate::error::RemotePanic;
 use crate::memory::MemoryMechanism;
 
 /// The version of everything in this folder. Both sides must speak the same.
-pub(crate) const PROTOCOL: u32 = 2;
+pub(crate) const PROTOCOL: u32 = 3;
 
 /// The first bytes of a worker. What comes before it is somebody else's: a login banner, say.
 pub(crate) const MAGIC: [u8; 16] = *b"\0procession/1\r\n\0";
@@ -77,11 +77,33 @@ pub(crate) struct Hello {
     pub(crate) host: String,
 }
 
+/// What a process is started for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Role {
+    /// To run the tasks of a pool, until that wants no more.
+    Worker { pool: String, worker: usize },
+    /// To run one function.
+    Process {
+        name: String,
+        /// It ends with its parent, and starts no processes.
+        is_daemon: bool,
+        parent: Parent,
+        /// Its standard output and its standard error go through the parent, and nowhere without that.
+        piped: [bool; 2],
+    },
+}
+
+/// What a process knows of the one that started it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Parent {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+}
+
 /// What a worker needs to know.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Welcome {
-    pub(crate) pool: String,
-    pub(crate) worker: usize,
+    pub(crate) role: Role,
     pub(crate) depth: u32,
     pub(crate) max_frame_size: u64,
     pub(crate) tasks_per_worker: usize,

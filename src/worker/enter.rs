@@ -20,6 +20,7 @@ use super::forward;
 use super::inbox::Inbox;
 use super::reply::Replies;
 use super::{IDENTITY, Identity, adopted, cancel, limits, marks, memory, panic, serve, stdio, watch};
+use crate::process::children;
 use crate::process::descendants::{Stat, Sweep};
 use crate::shared::ledger::Ledger;
 use crate::shared::{c_stdout, dispositions};
@@ -29,12 +30,15 @@ use crate::wire::buffers;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
-    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, WELCOME_FDS, Welcome, kind, message_limit,
+    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, WELCOME_FDS, Welcome, kind, message_limit,
 };
 use crate::wire::transport::{Outbox, Received, Receiver, send};
 
 /// How a worker ends that could not go on; the parent has been told why, or is gone.
 const EXIT_FAILED: i32 = 71;
+
+/// How a process ends whose function panicked: as a program whose `main` does.
+const EXIT_PANICKED: i32 = 101;
 
 /// What a worker that ends spends at most on ending what it started.
 const LONGEST_SWEEP: Duration = Duration::from_secs(1);
@@ -54,12 +58,17 @@ pub(crate) fn run(depth: u32) -> ! {
     // Whatever is started here stays below this process, however often it forks, so that it can be found and ended.
     set_child_subreaper(Some(getpid())).ok();
     let status = match work(depth) {
-        Ok(()) => 0,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("procession: a worker cannot go on: {error}");
             EXIT_FAILED
         }
     };
+    if is_free() {
+        // What it started is its own business; processes of the library's are waited for, as at the end of any parent.
+        children::join_all();
+        exit(status);
+    }
     // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
     bury_all();
     Sweep::new(getpid(), None).run(LONGEST_SWEEP);
@@ -67,7 +76,13 @@ pub(crate) fn run(depth: u32) -> ! {
     exit(status)
 }
 
-fn work(depth: u32) -> io::Result<()> {
+/// Whether this is a process of its own, which neither ends with its parent nor takes along what it started.
+pub(super) fn is_free() -> bool {
+    matches!(super::role(), Some(Role::Process { is_daemon: false, .. }))
+}
+
+/// Gives the exit code.
+fn work(depth: u32) -> io::Result<i32> {
     dispositions::reset_for_worker();
     dispositions::outlive_parent();
     // A worker that is stopped does not see its parent's end: that itself must wake it. The signal comes at the end of
@@ -77,7 +92,7 @@ fn work(depth: u32) -> io::Result<()> {
     let mut receiver = Receiver::new(u64::MAX);
     let greeted = send_hello(&connection)?;
     let Some(message) = receive(&connection, &mut receiver)? else {
-        return Ok(());
+        return Ok(0);
     };
     let mut fds = message.fds;
     let welcome: Welcome = codec::decode(&message.body).map_err(invalid)?;
@@ -97,19 +112,22 @@ fn work(depth: u32) -> io::Result<()> {
     stdio::redirect_stdout(welcome.stdout, stdout)?;
     c_stdout::by_lines();
     marks::set_up(&welcome.words)?;
-    set_name(welcome.worker);
+    set_name(&welcome.role);
     panic::install_hook();
 
+    let is_process = matches!(welcome.role, Role::Process { .. });
     let identity = Identity {
-        pool: welcome.pool,
-        worker: welcome.worker,
+        role: welcome.role,
         depth: depth.max(welcome.depth),
     };
     let set = IDENTITY.set(identity);
     debug_assert!(set.is_ok(), "a worker is set up once");
+    if is_free() {
+        set_child_subreaper(None).ok();
+    }
     receiver.set_limit(message_limit(welcome.max_frame_size));
     let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin));
-    let replies = Arc::new(Replies::new(connection, ledger, greeted)?);
+    let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
     watch::start(
@@ -140,7 +158,8 @@ fn work(depth: u32) -> io::Result<()> {
         }
         Err(failure) => {
             message_bytes(&failure, &mut bytes);
-            return replies.send(&Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0);
+            replies.send(&Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0)?;
+            return Ok(0);
         }
     }
     let limits = Limits {
@@ -152,8 +171,19 @@ fn work(depth: u32) -> io::Result<()> {
     if lanes == 1 && welcome.limits.memory.is_none() && !welcome.measures_memory {
         buffers::keep_more();
     }
-    serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
-    replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)
+    let failed = serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
+    replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)?;
+    // A worker ends as it should, whatever became of its last task.
+    Ok(
+        match failed
+            .filter(|_| is_process)
+            .map(|reply| codec::decode(reply.body()))
+        {
+            None => 0,
+            Some(Ok(Failure::Panicked(_))) => EXIT_PANICKED,
+            Some(_) => EXIT_FAILED,
+        },
+    )
 }
 
 /// Says hello, and gives the length of that in the stream, which begins behind the magic.
@@ -216,26 +246,34 @@ fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
 }
 
 /// Gives the process a name of its own: executed through `/proc/self/exe`, it would be called `exe`.
-fn set_name(worker: usize) {
-    let shown = std::env::args_os().next().unwrap_or_default();
-    let shown = shown.to_string_lossy();
-    // The parent put the worker's own name behind the program's.
-    let (program, _) = shown.split_once(": ").unwrap_or((&shown, ""));
-    let program = program.rsplit('/').next().unwrap_or_default();
-    let number = format!("/{worker}");
-    // The kernel keeps 15 bytes.
-    let mut name = String::new();
-    for character in program.chars().filter(|&c| c != '\0') {
-        if name.len() + character.len_utf8() + number.len() > 15 {
-            break;
+fn set_name(role: &Role) {
+    let name = match role {
+        Role::Process { name, .. } => shortened(name, ""),
+        Role::Worker { worker, .. } => {
+            let shown = std::env::args_os().next().unwrap_or_default();
+            let shown = shown.to_string_lossy();
+            // The parent put the worker's own name behind the program's.
+            let (program, _) = shown.split_once(": ").unwrap_or((&shown, ""));
+            let program = program.rsplit('/').next().unwrap_or_default();
+            shortened(program, &format!("/{worker}"))
         }
-        name.push(character);
-    }
-    name.push_str(&number);
+    };
     if let Ok(name) = std::ffi::CString::new(name) {
         // A name is a help for people and nothing depends on it.
         rustix::thread::set_name(&name).ok();
     }
+}
+
+/// The kernel keeps 15 bytes of a name.
+fn shortened(name: &str, end: &str) -> String {
+    let mut short = String::new();
+    for character in name.chars().filter(|&c| c != '\0') {
+        if short.len() + character.len_utf8() + end.len() > 15 {
+            break;
+        }
+        short.push(character);
+    }
+    short + end
 }
 
 /// Ends this worker and everything that it started, for its parent is gone.

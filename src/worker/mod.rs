@@ -36,6 +36,8 @@ mod forward;
 
 use std::sync::OnceLock;
 
+use crate::wire::message::Role;
+
 pub use cancel::{Cancellation, cancellation, cancelled};
 pub(crate) use enter::run;
 
@@ -46,15 +48,14 @@ static IDENTITY: OnceLock<Identity> = OnceLock::new();
 
 #[derive(Debug)]
 struct Identity {
-    pool: String,
-    worker: usize,
+    role: Role,
     depth: u32,
 }
 
-/// Whether this process is a worker.
+/// Whether this process is a pool's worker.
 #[must_use]
 pub fn is_worker() -> bool {
-    IDENTITY.get().is_some()
+    matches!(role(), Some(Role::Worker { .. }))
 }
 
 /// This worker's number, from 0 to the pool's size less one. The worker that replaces it has the same. `None` in a
@@ -62,16 +63,28 @@ pub fn is_worker() -> bool {
 #[must_use]
 #[doc(alias = "worker_index")]
 pub fn id() -> Option<usize> {
-    IDENTITY.get().map(|identity| identity.worker)
+    match role()? {
+        Role::Worker { worker, .. } => Some(*worker),
+        Role::Process { .. } => None,
+    }
 }
 
 /// The name of the pool that this worker belongs to. `None` in a process that is no worker.
 #[must_use]
 pub fn pool_name() -> Option<&'static str> {
-    IDENTITY.get().map(|identity| identity.pool.as_str())
+    match role()? {
+        Role::Worker { pool, .. } => Some(pool),
+        Role::Process { .. } => None,
+    }
 }
 
-/// How deep pools are nested here: 0 in a process that is no worker, 1 in the worker of a pool built there.
+/// What this process was started for; `None` in one that the library did not start.
+pub(crate) fn role() -> Option<&'static Role> {
+    IDENTITY.get().map(|identity| &identity.role)
+}
+
+/// How deep pools and processes are nested here: 0 in a process that the library did not start, 1 in one that was
+/// started there.
 pub(crate) fn depth() -> u32 {
     IDENTITY.get().map_or(0, |identity| identity.depth)
 }

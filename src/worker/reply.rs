@@ -22,7 +22,7 @@ use crate::shared::delivery::Delivery;
 use crate::shared::ledger::{DATA, Ledger, clock};
 use crate::wire::frame::{HEADER, Outgoing, header};
 use crate::wire::message::kind;
-use crate::wire::transport::{Outbox, send};
+use crate::wire::transport::{Outbox, is_disconnect, send};
 
 /// Replies leave when they add up to this, whatever waits.
 const BATCH: u64 = 16 * 1024;
@@ -42,6 +42,8 @@ pub(super) struct Replies {
     extending: Extending,
     /// Runs while replies wait for others, so that the watcher looks at them.
     late: OwnedFd,
+    /// This process goes on when the parent is gone: what is sent then is lost, and nobody minds.
+    outlives_parent: bool,
 }
 
 /// Positions in the stream of replies.
@@ -130,7 +132,12 @@ impl State {
 
 impl Replies {
     /// For the thread that runs tasks, which calls this. `position` is where the stream goes on.
-    pub(super) fn new(connection: OwnedFd, ledger: Ledger, position: u64) -> io::Result<Self> {
+    pub(super) fn new(
+        connection: OwnedFd,
+        ledger: Ledger,
+        position: u64,
+        outlives_parent: bool,
+    ) -> io::Result<Self> {
         ledger.set_base(position);
         ledger.delivery().begin(position);
         Ok(Self {
@@ -149,6 +156,7 @@ impl Replies {
                 TimerfdClockId::Monotonic,
                 TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
             )?,
+            outlives_parent,
         })
     }
 
@@ -372,7 +380,8 @@ impl Replies {
         self.send_from(state, from)?;
         let mut outbox = Outbox::default();
         outbox.push(message, id);
-        outbox.write(self.connection.as_fd(), SendFlags::empty())?;
+        let written = outbox.write(self.connection.as_fd(), SendFlags::empty());
+        self.unless_lost(written)?;
         state.end += message.wire_length();
         // Nothing is taken from the ledger before the end is moved, and then nothing in front of it.
         self.start_over(state);
@@ -392,10 +401,23 @@ impl Replies {
                 &[IoSlice::new(rest)],
                 &[],
                 SendFlags::empty(),
-            )?;
-            rest = &rest[sent..];
+            );
+            match sent {
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) => return self.unless_lost(Err(error)),
+            }
         }
         Ok(())
+    }
+
+    fn unless_lost(&self, sent: io::Result<()>) -> io::Result<()> {
+        sent.or_else(|error| {
+            if self.outlives_parent && is_disconnect(&error) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
     }
 
     pub(super) fn connection(&self) -> BorrowedFd<'_> {

@@ -59,7 +59,8 @@ impl Aborts {
     }
 }
 
-/// Serves tasks until the parent wants no more.
+/// Serves tasks until the parent wants no more. Gives the reply of the last one if that is a failure, where they run
+/// one at a time.
 pub(super) fn serve(
     inbox: &Inbox,
     replies: &Replies,
@@ -67,21 +68,27 @@ pub(super) fn serve(
     limits: Limits,
     lanes: usize,
     footprint: Footprint,
-) -> io::Result<()> {
+) -> io::Result<Option<Reply>> {
     adopted::tasks_run(false);
     if lanes == 1 {
         serve_one(inbox, replies, limits, footprint)
     } else {
-        serve_many(inbox, replies, aborts, limits, lanes, footprint)
+        serve_many(inbox, replies, aborts, limits, lanes, footprint).map(|()| None)
     }
 }
 
 /// One task at a time.
-fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footprint) -> io::Result<()> {
+fn serve_one(
+    inbox: &Inbox,
+    replies: &Replies,
+    limits: Limits,
+    footprint: Footprint,
+) -> io::Result<Option<Reply>> {
     let waker = main_thread_waker();
     let mut context = Context::from_waker(&waker);
     // Made when the first async task comes, and then kept.
     let mut entered = None;
+    let mut failed = None;
     loop {
         match inbox.try_next(replies.ledger(), 0)? {
             Next::Task(message, began, company) => {
@@ -114,6 +121,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
                 replies.send_soon(&reply, id, now, now.saturating_sub(began))?;
                 replies.ledger().finish(0);
                 adopted::tasks_run(false);
+                failed = (reply.kind() == kind::FAILURE).then_some(reply);
             }
             Next::Recall => give_back(inbox, replies)?,
             Next::Revoked(id) => replies.send(&failure_reply(&Failure::Cancelled), id)?,
@@ -126,7 +134,7 @@ fn serve_one(inbox: &Inbox, replies: &Replies, limits: Limits, footprint: Footpr
                     }
                 }
             }
-            Next::Shutdown => return Ok(()),
+            Next::Shutdown => return Ok(failed),
             Next::End => die(),
         }
     }

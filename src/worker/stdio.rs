@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::stdio::{dup2_stdin, dup2_stdout};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-use crate::wire::message::Stdout;
+use crate::wire::message::{Role, Stdout};
 
 /// The lowest number for the private descriptor: out of the way of programs that count on the first few.
 pub(super) const PRIVATE: i32 = 10;
@@ -34,6 +34,25 @@ pub(super) fn redirect_stdout(policy: Stdout, attached: Option<OwnedFd>) -> io::
     match (policy, attached) {
         (Stdout::Attached, Some(fd)) => dup2_stdout(fd)?,
         (Stdout::Null, _) | (Stdout::Attached, None) => dup2_stdout(null()?)?,
+    }
+    Ok(())
+}
+
+/// Points the outputs that went through the parent, which is gone, to nowhere: a pipe without a reader would end who
+/// writes to it.
+pub(super) fn let_go() -> io::Result<()> {
+    let Some(Role::Process {
+        piped: [stdout, stderr],
+        ..
+    }) = super::role()
+    else {
+        return Ok(());
+    };
+    if *stdout {
+        dup2_stdout(null()?)?;
+    }
+    if *stderr {
+        dup2_stderr(null()?)?;
     }
     Ok(())
 }

@@ -13,10 +13,11 @@ use rustix::process::{PidfdFlags, getppid, pidfd_open};
 
 use super::adopted::Undertaker;
 use super::cancel;
-use super::enter::die;
+use super::enter::{die, is_free};
 use super::inbox::Inbox;
 use super::reply::Replies;
 use super::serve::{Aborts, give_back};
+use super::stdio;
 use crate::wire::codec;
 use crate::wire::message::Control;
 use crate::wire::transport::is_disconnect;
@@ -36,10 +37,16 @@ pub(super) fn start(
         .name("procession-watch".to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            // Whatever ends the watcher, a worker that nobody watches must not go on.
-            if let Err(error) = watch(&inbox, &replies, &control, &aborts, timer) {
+            let watched = watch(&inbox, &replies, &control, &aborts, timer);
+            if let Err(error) = &watched {
                 eprintln!("procession: a worker cannot watch its parent: {error}");
             }
+            if is_free() {
+                // Without a descriptor to spare there is nothing else to be done either.
+                stdio::let_go().ok();
+                return;
+            }
+            // Whatever ends the watcher, a worker that nobody watches must not go on.
             die()
         })
         .map_err(|error| {

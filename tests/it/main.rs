@@ -29,6 +29,7 @@ mod codec;
 mod duplex;
 mod large;
 mod panics;
+mod process;
 mod stdio;
 mod output;
 mod trace_context;

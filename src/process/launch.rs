@@ -1,0 +1,222 @@
+//! Starting a process and telling it what it is: what pools and single processes have in common.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::child::Child;
+use super::handshake::{HandshakeError, HandshakeFailure, greeting};
+use super::spawn::{Program, Spawned, spawn};
+use crate::error::{BuildError, StartPhase};
+use crate::memory::OutOfMemory;
+use crate::runtime::Crew;
+use crate::shared::ledger::Ledger;
+use crate::wire::frame::Outgoing;
+use crate::wire::message::{Failure, InitFailure, LimitOption, Welcome, kind};
+use crate::wire::transport::{Outbox, datagram_pair};
+
+/// The number of the one task of a process that gets no other.
+const TASK: u64 = 1;
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) program: Program,
+    /// What `ps` shows behind the program.
+    pub(crate) label: String,
+    pub(crate) welcome: Welcome,
+    pub(crate) stderr: OwnedFd,
+    /// Behind the library's own: for events, for standard output.
+    pub(crate) fds: Vec<OwnedFd>,
+    /// The one task that it is for, where it is to end behind that.
+    pub(crate) message: Option<Outgoing>,
+}
+
+/// A process that has been started, and has not been heard of yet.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) child: Child,
+    pub(crate) connection: Arc<OwnedFd>,
+    pub(crate) control: OwnedFd,
+    pub(crate) ledger: Ledger,
+    /// The same memory, for who listens to the process.
+    pub(crate) heard: Arc<Ledger>,
+    /// What it has not been told yet.
+    pub(crate) greeting: Outbox<Outgoing>,
+}
+
+/// Starts a process. `crew` does what blocks until the new program is in place.
+pub(crate) async fn launch(order: Order, crew: &Arc<Crew>) -> Result<Launched, BuildError> {
+    let Order {
+        program,
+        label,
+        welcome,
+        stderr,
+        fds: others,
+        message,
+    } = order;
+    let lanes = welcome.tasks_per_worker;
+    let (ledger, ledger_fd) = Ledger::create(lanes).map_err(refused("make shared memory"))?;
+    let heard = Ledger::open(ledger_fd.as_fd(), lanes).map_err(refused("map shared memory"))?;
+    let (control, control_fd) = datagram_pair().map_err(refused("make a socket pair"))?;
+    let mut fds = vec![control_fd, ledger_fd];
+    fds.extend(others);
+    let mut greeting = greeting(&welcome, fds);
+    if let Some(message) = message {
+        greeting.push(message, TASK);
+        greeting.push_short(kind::SHUTDOWN, &[], 0);
+    }
+    let depth = welcome.depth;
+    let path = program.path().to_owned();
+    let spawned = crew
+        .run(move || spawn(&program, &label, depth, stderr, greeting))
+        .await;
+    match spawned {
+        Some(Ok(Spawned {
+            child,
+            connection,
+            greeting,
+        })) => Ok(Launched {
+            child,
+            connection,
+            control,
+            ledger,
+            heard: Arc::new(heard),
+            greeting,
+        }),
+        Some(Err(error)) => Err(BuildError::Spawn {
+            program: path,
+            source: Arc::new(error),
+        }),
+        // The thread that started it is gone, and the process with it.
+        None => Err(BuildError::Closed),
+    }
+}
+
+/// The error of something that the system refused.
+pub(crate) fn refused(action: &'static str) -> impl FnOnce(io::Error) -> BuildError {
+    move |error| BuildError::Io {
+        action,
+        source: Arc::new(error),
+    }
+}
+
+/// What whoever starts a process is told when nothing came of it.
+#[derive(Debug)]
+pub(crate) struct Report<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) start_timeout: Duration,
+    /// The name of the initializer, where there is one.
+    pub(crate) initializer: Option<String>,
+    /// How the process ended, as far as that is known.
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) stderr: String,
+}
+
+impl Report<'_> {
+    /// Of one that had too little memory. `who` names it.
+    pub(crate) fn starved(self, who: &str, end: OutOfMemory) -> BuildError {
+        if let Some(name) = self.initializer {
+            return BuildError::Initializer {
+                name,
+                message: format!("{who} {end}"),
+                panic: None,
+            };
+        }
+        if end.limit.is_none() {
+            return BuildError::Handshake {
+                program: self.program.to_owned(),
+                reason: format!("it {end} before it was ready"),
+                first_bytes: Vec::new(),
+                stderr: self.stderr,
+            };
+        }
+        BuildError::InvalidOption {
+            option: LimitOption::Memory.name(),
+            reason: format!("{who} {end} before it was ready"),
+        }
+    }
+
+    /// Of one whose handshake failed.
+    pub(crate) fn error(self, error: HandshakeError) -> BuildError {
+        let HandshakeError { failure, first_bytes } = error;
+        let Self {
+            program,
+            start_timeout,
+            initializer,
+            status,
+            stderr,
+        } = self;
+        let ended = match status {
+            Some(status) => format!("it ended ({status})"),
+            None => "it ended".to_owned(),
+        };
+        let handshake = |reason, first_bytes, stderr| BuildError::Handshake {
+            program: program.to_owned(),
+            reason,
+            first_bytes,
+            stderr,
+        };
+        match (failure, initializer) {
+            (HandshakeFailure::End(StartPhase::Handshake), _) => {
+                handshake(format!("{ended} before the handshake"), first_bytes, stderr)
+            }
+            (HandshakeFailure::End(StartPhase::Initializer), Some(name)) => {
+                let message = if stderr.is_empty() {
+                    ended
+                } else {
+                    format!("{ended}; its standard error ended with:\n{}", stderr.trim_end())
+                };
+                BuildError::Initializer {
+                    name,
+                    message,
+                    panic: None,
+                }
+            }
+            (HandshakeFailure::End(StartPhase::Initializer), None) => {
+                handshake(format!("{ended} before it was ready"), first_bytes, stderr)
+            }
+            (HandshakeFailure::Timeout(phase), initializer) => BuildError::StartTimeout {
+                // Without an initializer it had only to set itself up.
+                phase: if initializer.is_some() {
+                    phase
+                } else {
+                    StartPhase::Handshake
+                },
+                timeout: start_timeout,
+                first_bytes,
+                stderr,
+            },
+            (HandshakeFailure::Refused(reason), _) => handshake(reason, first_bytes, stderr),
+            (HandshakeFailure::Io(error), _) => {
+                handshake(format!("its connection failed: {error}"), first_bytes, stderr)
+            }
+            (HandshakeFailure::Initializer(InitFailure::Limit { option, reason }), _) => {
+                BuildError::InvalidOption {
+                    option: option.name(),
+                    reason,
+                }
+            }
+            (HandshakeFailure::Initializer(failure), initializer) => {
+                let (message, panic) = match failure {
+                    InitFailure::Failed(message)
+                    | InitFailure::Setup(message)
+                    | InitFailure::Limit { reason: message, .. } => (message, None),
+                    InitFailure::Task(Failure::Panicked(panic)) => (panic.message.clone(), Some(panic)),
+                    InitFailure::Task(Failure::DecodeArgument(message)) => {
+                        (format!("its argument: {message}"), None)
+                    }
+                    InitFailure::Task(failure) => (format!("{failure:?}"), None),
+                };
+                BuildError::Initializer {
+                    name: initializer.unwrap_or_default(),
+                    message,
+                    panic,
+                }
+            }
+        }
+    }
+}

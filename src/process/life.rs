@@ -1,0 +1,302 @@
+//! The life of one process, as its parent sees it: what it is asked, what it answers, its end.
+//!
+//! It is told everything at once: what it is, the one task, and that no other will come. So it is a worker that ends
+//! by itself.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use event_listener::Event;
+use rustix::net::RecvFlags;
+use rustix::process::Signal;
+use serde::de::DeserializeOwned;
+use tokio::io::Interest;
+use tokio::time::timeout;
+
+use super::child::{Child, Killer};
+use super::children;
+use super::error::{Cause, Exit, ProcessError};
+use super::handshake::{HandshakeError, HandshakeFailure, handshake};
+use super::launch::{Launched, Report};
+use super::listen::Ears;
+use super::memory::WorkerMemory;
+use super::spawn::Program;
+use crate::shared::watched::watch;
+use crate::wire::attachments;
+use crate::wire::codec::{self, Encoded};
+use crate::wire::frame::{Message, Outgoing};
+use crate::wire::message::{Failure, kind, message_limit};
+use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect};
+
+/// What a result's run time takes in front of it.
+const RUN_TIME: usize = 4;
+/// What the last words of a process that has ended may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// A process, for those who hold it.
+#[derive(Debug)]
+pub(crate) struct Life {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
+    pub(crate) is_daemon: bool,
+    pub(crate) killer: Arc<Killer>,
+    /// Readable when it has ended.
+    pub(crate) sentinel: Arc<OwnedFd>,
+    /// How it ended, as soon as that is known.
+    status: OnceLock<Option<ExitStatus>>,
+    /// What became of its function, for the first who asks.
+    outcome: Mutex<Option<Outcome>>,
+    /// Set when everything is over.
+    is_over: OnceLock<()>,
+    over: Event,
+}
+
+/// What a process has come to.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    Value(Message),
+    Failed(Cause),
+}
+
+impl Life {
+    pub(crate) fn new(name: String, is_daemon: bool, child: &Child, sentinel: Arc<OwnedFd>) -> Self {
+        Self {
+            pid: child.pid(),
+            name,
+            is_daemon,
+            killer: child.killer(),
+            sentinel,
+            status: OnceLock::new(),
+            outcome: Mutex::new(None),
+            is_over: OnceLock::new(),
+            over: Event::new(),
+        }
+    }
+
+    /// Waits until the process has ended and been buried, and all that it said has been read.
+    pub(crate) async fn over(&self) {
+        while !self.is_over() {
+            let over = self.over.listen();
+            if !self.is_over() {
+                over.await;
+            }
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over.get().is_some()
+    }
+
+    /// How it ended, if it has and that is known.
+    pub(crate) fn status(&self) -> Option<ExitStatus> {
+        if let Some(status) = self.status.get() {
+            return *status;
+        }
+        let status = self.killer.status();
+        // It may have been buried meanwhile, after this was noted.
+        status.or_else(|| self.status.get().copied().flatten())
+    }
+
+    pub(crate) fn error(&self, cause: Cause) -> ProcessError {
+        ProcessError::new(&self.name, Some(self.pid), self.status(), cause)
+    }
+
+    pub(crate) fn take_outcome(&self) -> Option<Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Kills it, with its group, and a daemon with all that it started.
+    pub(crate) fn kill(&self) {
+        if self.is_daemon {
+            self.killer.kill();
+        } else {
+            self.killer.send(Signal::KILL);
+        }
+    }
+}
+
+/// What is needed to live with a process.
+#[derive(Debug)]
+pub(crate) struct Care {
+    pub(crate) program: Program,
+    pub(crate) start_timeout: Duration,
+    pub(crate) max_frame_size: u64,
+    pub(crate) memory: WorkerMemory,
+    /// Where what it prints is heard, and its number there.
+    pub(crate) heard: Option<(&'static Arc<Ears>, u64)>,
+}
+
+/// Lives with a process until it is over.
+///
+/// Must run on the library's runtime.
+pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
+    let Launched {
+        child,
+        connection,
+        control: _control,
+        ledger,
+        heard: _,
+        greeting,
+    } = launched;
+    let mut answer = None;
+    let failure = {
+        let conversation = converse(&connection, greeting, &care, &mut answer);
+        tokio::pin!(conversation);
+        tokio::select! {
+            failure = &mut conversation => failure,
+            // What it said last is on its way.
+            () = child.ended() => timeout(LAST_WORDS, conversation).await.unwrap_or(None),
+        }
+    };
+    let speaks_nonsense = match &failure {
+        Some(Trouble::Nonsense(_)) => true,
+        Some(Trouble::Start(error)) => !matches!(
+            error.failure,
+            HandshakeFailure::End(_) | HandshakeFailure::Initializer(_)
+        ),
+        None => false,
+    };
+    if speaks_nonsense {
+        life.kill();
+    }
+    child.ended().await;
+    let status = life.killer.status();
+    if life.status.set(status).is_err() {
+        debug_assert!(false, "a process ends once");
+    }
+    if life.is_daemon {
+        child.wait().await;
+    } else {
+        child.bury();
+    }
+    let stderr = match care.heard {
+        Some((ears, process)) => timeout(LAST_WORDS, ears.settle(process))
+            .await
+            .unwrap_or_default(),
+        None => String::new(),
+    };
+    let out_of_memory = match answer {
+        Some(_) => None,
+        None => care.memory.cause(status, ledger.resident_at_end(), &stderr),
+    };
+    care.memory.bury().await;
+    let outcome = match (answer, failure) {
+        (Some(outcome), _) => outcome,
+        (None, Some(Trouble::Start(error))) if !is_own_end(&error, status) => {
+            let report = Report {
+                program: care.program.path(),
+                start_timeout: care.start_timeout,
+                initializer: None,
+                status,
+                stderr,
+            };
+            Outcome::Failed(Cause::Start(match out_of_memory {
+                Some(end) => report.starved("it", end),
+                None => report.error(error),
+            }))
+        }
+        (None, failure) => Outcome::Failed(Cause::Exited(Exit {
+            fault: match failure {
+                Some(Trouble::Nonsense(fault)) => Some(fault),
+                _ => None,
+            },
+            out_of_memory,
+            stderr,
+        })),
+    };
+    *life.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    children::forget(&life);
+    life.is_over.get_or_init(|| ());
+    life.over.notify(usize::MAX);
+}
+
+/// Whether a process that never was ready was ended by somebody, and is itself not to blame.
+fn is_own_end(error: &HandshakeError, status: Option<ExitStatus>) -> bool {
+    matches!(error.failure, HandshakeFailure::End(_))
+        && status.is_some_and(|status| status.signal().is_some())
+}
+
+/// What a conversation can come to, other than its end.
+#[derive(Debug)]
+enum Trouble {
+    Start(HandshakeError),
+    Nonsense(String),
+}
+
+/// Tells a process what it has to do and hears what has come of it, until it hangs up.
+async fn converse(
+    connection: &Arc<OwnedFd>,
+    greeting: Outbox<Outgoing>,
+    care: &Care,
+    answer: &mut Option<Outcome>,
+) -> Option<Trouble> {
+    let limit = message_limit(care.max_frame_size);
+    let (mut receiver, ready) = match handshake(connection, greeting, limit, care.start_timeout).await {
+        Ok(greeted) => greeted,
+        Err(error) => return Some(Trouble::Start(error)),
+    };
+    care.memory.set_in_force(ready.memory);
+    match hear(connection, &mut receiver, answer).await {
+        Ok(()) => None,
+        Err(fault) => Some(Trouble::Nonsense(fault)),
+    }
+}
+
+async fn hear(
+    connection: &Arc<OwnedFd>,
+    receiver: &mut Receiver,
+    answer: &mut Option<Outcome>,
+) -> Result<(), String> {
+    let unreadable = |error: io::Error| format!("its connection failed: {error}");
+    let connection = watch(connection, Interest::READABLE).map_err(unreadable)?;
+    loop {
+        while let Some(message) = receiver.next().map_err(|error| format!("sent {error}"))? {
+            match message.kind {
+                kind::VALUE if answer.is_none() => *answer = Some(Outcome::Value(message)),
+                kind::FAILURE if answer.is_none() => {
+                    let failure: Failure = codec::decode(&message.body)
+                        .map_err(|error| format!("sent a failure that cannot be read: {error}"))?;
+                    *answer = Some(Outcome::Failed(failure.into()));
+                }
+                kind::BYE => {}
+                other => return Err(format!("sent a message of kind {other}")),
+            }
+        }
+        match receiver.receive(connection.get_ref().as_fd(), RecvFlags::DONTWAIT) {
+            Ok(Received::Bytes { .. }) => {}
+            Ok(Received::End) => return Ok(()),
+            Ok(Received::WouldBlock) => {
+                // Cleared before the next look, so that what comes in between is not missed.
+                connection.readable().await.map_err(unreadable)?.clear_ready();
+                // One more look before the wait: that is the loop's next turn.
+            }
+            Err(error) if is_disconnect(&error) => return Ok(()),
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+}
+
+/// What a function returned.
+pub(crate) fn decode<R: DeserializeOwned>(message: Message) -> Result<R, Cause> {
+    let Message { head, body, fds, .. } = message;
+    let (bytes, tail) = match head.is_empty() {
+        true => (&body[..], None),
+        false => (&head[..], Some(())),
+    };
+    let Some(bytes) = bytes.get(RUN_TIME..) else {
+        return Err(Cause::Decode("the result: it has no run time".to_owned()));
+    };
+    let decoded = match tail {
+        None => attachments::provide(fds, || codec::decode(bytes)),
+        Some(()) => {
+            let bytes = bytes.to_vec();
+            let tail = Some(body.into_vec());
+            attachments::provide(fds, || codec::decode_encoded(Encoded { bytes: &bytes, tail }))
+        }
+    };
+    decoded.map_err(|message| Cause::Decode(format!("the result: {message}")))
+}
