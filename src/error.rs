@@ -23,6 +23,16 @@ pub enum BuildError {
     Nested,
     /// A pool or a process would be started inside a [daemon](crate::ProcessBuilder::daemon), which may start none.
     Daemon,
+    /// A pool or a process would be started by the initializer of a
+    /// [template](crate::StartMethod::ForkServer), which may have one thread and no more.
+    Template,
+    /// The template that should have been forked had ended. Another one is started for those that follow.
+    TemplateLost {
+        /// How it ended, as far as that is known.
+        status: Option<ExitStatus>,
+        /// The last lines of its standard error.
+        stderr: String,
+    },
     /// Pools nest deeper than the limit.
     TooDeep {
         /// How deep this pool would be: 1 for a pool inside a worker.
@@ -113,6 +123,16 @@ impl fmt::Display for BuildError {
                  or make sure that procession::init() runs before the pool is built",
             ),
             Self::Daemon => f.write_str("a daemon process may start no pools and no processes"),
+            Self::Template => f.write_str(
+                "the initializer of a template may start no pools and no processes: what has threads cannot be forked",
+            ),
+            Self::TemplateLost { status, stderr } => {
+                f.write_str("the template process that should have been forked has ended")?;
+                if let Some(status) = status {
+                    write!(f, " ({status})")?;
+                }
+                write_stderr(f, stderr)
+            }
             Self::TooDeep { depth, limit } => {
                 write!(f, "a pool at nesting depth {depth}, over the limit of {limit}")
             }

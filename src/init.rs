@@ -61,13 +61,13 @@ fn marked() -> Option<u32> {
     let stdin = std::io::stdin();
     let stat = fstat(stdin.as_fd()).ok()?;
     let is_ours =
-        FileType::from_raw_mode(stat.st_mode) == FileType::Socket && inode == stat.st_ino.to_string();
+        FileType::from_raw_mode(stat.st_mode) == FileType::Socket && inode.parse() == Ok(stat.st_ino);
     if is_ours { depth.parse().ok() } else { None }
 }
 
-/// The marker for a worker whose standard input is `fd`.
+/// The marker for a worker whose standard input is `fd`. All are of one length, so that one can take another's place.
 pub(crate) fn marker(fd: impl AsFd, depth: u32) -> std::io::Result<String> {
-    Ok(format!("{}:{depth}", fstat(fd)?.st_ino))
+    Ok(format!("{:020}:{depth:010}", fstat(fd)?.st_ino))
 }
 
 /// Whether a pool may be built here, as far as `init` is concerned.

@@ -121,7 +121,7 @@ pub use crate::error::{
 pub use crate::init::init;
 pub use crate::memory::{MemoryLimit, MemoryMechanism, OutOfMemory};
 pub use crate::pool::asynchronous::Asynchronous;
-pub use crate::pool::builder::{InitializerOutcome, PoolBuilder, WorkerEvent};
+pub use crate::pool::builder::{PoolBuilder, WorkerEvent};
 pub use crate::pool::handle::Pool;
 pub use crate::pool::imap::Imap;
 pub use crate::pool::map::{CollectResults, IterSource, Map, MapFuture, Source, StreamSource};
@@ -137,7 +137,9 @@ pub use crate::process::handle::{Process, Run};
 pub use crate::process::identity::{CurrentProcess, ParentProcess, current, parent};
 pub use crate::process::output::{Line, Output, OutputStream};
 pub use crate::process::sentinel::wait_any;
+pub use crate::process::start_method::StartMethod;
 pub use crate::task::arguments::{Row, StarFn};
+pub use crate::task::initializer::InitializerOutcome;
 pub use crate::wire::attachments::Fd;
 pub use crate::wire::context::{InvalidTraceContext, TraceContext};
 #[cfg(feature = "json")]

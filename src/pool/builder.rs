@@ -21,13 +21,17 @@ use super::options::TaskOptions;
 use super::supervisor::{self, Services};
 use crate::error::{BuildError, Cause, WorkerLoss};
 use crate::memory::OutOfMemory;
+use crate::process::launch::refused;
 use crate::process::limits::LimitOptions;
 use crate::process::listen::Ears;
 use crate::process::memory::claim;
 use crate::process::output::Output;
 use crate::process::spawn::Program;
-use crate::task::{entry, table};
-use crate::wire::codec::{self, EncodeError};
+use crate::process::start_method::StartMethod;
+use crate::process::template::{Plan, Template};
+use crate::task::encode;
+use crate::task::initializer::{Initializer, InitializerOutcome};
+use crate::wire::codec;
 use crate::wire::context::TraceContext;
 use crate::wire::mark::Token;
 use crate::wire::message::{Role, Words};
@@ -38,25 +42,6 @@ const MOST_WORKERS: usize = 4096;
 const MOST_TASKS_PER_WORKER: usize = 4096;
 /// A caller that looks holds its thread for so long.
 const LONGEST_SPIN: Duration = Duration::from_secs(1);
-
-/// What an initializer may return: nothing, or a `Result` whose error says why the worker cannot work.
-pub trait InitializerOutcome {
-    #[doc(hidden)]
-    fn into_outcome(self) -> Result<(), String>;
-}
-
-impl InitializerOutcome for () {
-    fn into_outcome(self) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-impl<E: fmt::Display> InitializerOutcome for Result<(), E> {
-    fn into_outcome(self) -> Result<(), String> {
-        // The alternate form has the sources too, where a type has one: only text crosses.
-        self.map_err(|error| format!("{error:#}"))
-    }
-}
 
 type TraceHook = Arc<dyn Fn() -> Option<TraceContext> + Send + Sync>;
 
@@ -133,13 +118,7 @@ pub struct PoolBuilder {
     tracing: tracing::level_filters::LevelFilter,
     queue_capacity_bytes: Option<u64>,
     spin: Duration,
-}
-
-/// A row and an argument, encoded when it was given.
-#[derive(Clone)]
-struct Initializer {
-    row: u32,
-    argument: Result<Vec<u8>, String>,
+    start_method: StartMethod,
 }
 
 impl fmt::Debug for PoolBuilder {
@@ -188,6 +167,7 @@ impl Default for PoolBuilder {
             tracing: tracing::level_filters::LevelFilter::OFF,
             queue_capacity_bytes: None,
             spin: Duration::from_micros(50),
+            start_method: StartMethod::Exec,
         }
     }
 }
@@ -386,14 +366,14 @@ impl PoolBuilder {
         A: Serialize + DeserializeOwned,
         O: InitializerOutcome,
     {
-        let row = entry::blocking::<F, _, _, _>(&move |argument: A| initializer(argument).into_outcome());
-        let mut bytes = Vec::new();
-        let argument = match codec::encode(&argument, &mut bytes, u64::MAX) {
-            Ok(()) => Ok(bytes),
-            Err(EncodeError::Refused(message)) => Err(message),
-            Err(EncodeError::TooLarge { limit }) => Err(format!("over {limit} bytes")),
-        };
-        self.initializer = Some(Initializer { row, argument });
+        self.initializer = Some(Initializer::new(initializer, &argument));
+        self
+    }
+
+    /// How workers come to be. With [`StartMethod::ForkServer`] the initializer runs once, in a template that lives as
+    /// long as the pool, and not in each worker. Defaults to [`StartMethod::Exec`].
+    pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.start_method = method;
         self
     }
 
@@ -542,14 +522,8 @@ impl PoolBuilder {
     pub(crate) fn start(self) -> Result<(Pool, Vec<oneshot::Receiver<Result<(), BuildError>>>), BuildError> {
         let own_runtime = self.own_runtime;
         let config = self.check()?;
-        let io = |action| {
-            move |error| BuildError::Io {
-                action,
-                source: Arc::new(error),
-            }
-        };
         let own = runtime::handle()
-            .map_err(io("start the library's runtime"))?
+            .map_err(refused("start the library's runtime"))?
             .clone();
         let user = if own_runtime {
             None
@@ -560,12 +534,26 @@ impl PoolBuilder {
             Some(user) if user.runtime_flavor() == RuntimeFlavor::MultiThread => user.clone(),
             _ => own.clone(),
         };
-        let (ears, reader) = Ears::new(config.output_buffer).map_err(io("make an event descriptor"))?;
-        let services = Arc::new(Services::new(home, own.clone(), Arc::clone(&ears)));
+        let (ears, reader) = Ears::new(config.output_buffer).map_err(refused("make an event descriptor"))?;
+        let template = match config.start_method {
+            StartMethod::Exec => None,
+            StartMethod::ForkServer => {
+                let template =
+                    Template::new(config.template(&ears)).map_err(refused("start the library's thread"))?;
+                Some(Arc::new(template))
+            }
+        };
+        let services = Arc::new(Services::new(
+            home,
+            own.clone(),
+            Arc::clone(&ears),
+            template.clone(),
+        ));
         let first = 0..config.least_workers;
         let mut ready: Vec<_> = first.map(|worker| services.first_start(worker)).collect();
         let (mut shared, starts) = Shared::new(config, user.clone());
         shared.ears = Some(ears);
+        shared.template = template;
         let shared = Arc::new(shared);
         if let Some(user) = user {
             supervisor::watch_runtime(&shared, &user);
@@ -576,7 +564,7 @@ impl PoolBuilder {
         claim::begin();
         if let Err(error) = reader.start() {
             let (failed, result) = oneshot::channel();
-            failed.send(Err(io("start the output thread")(error))).ok();
+            failed.send(Err(refused("start the output thread")(error))).ok();
             ready.insert(0, result);
         }
         Ok((Pool::new_from(shared), ready))
@@ -616,6 +604,7 @@ impl PoolBuilder {
             tracing,
             queue_capacity_bytes,
             spin,
+            start_method,
         } = self;
         let invalid = |option, reason: &str| {
             Err(BuildError::InvalidOption {
@@ -626,6 +615,7 @@ impl PoolBuilder {
         let depth = worker::depth();
         match worker::role() {
             Some(Role::Process { is_daemon: true, .. }) => return Err(BuildError::Daemon),
+            Some(Role::Template { .. }) => return Err(BuildError::Template),
             Some(Role::Worker { .. }) if !nested => return Err(BuildError::Nested),
             _ => {}
         }
@@ -699,12 +689,7 @@ impl PoolBuilder {
             _ if spin.is_zero() => (spin, 0),
             cpus => (spin, cpus / 2),
         };
-        let initializer = match initializer {
-            None => None,
-            Some(Initializer { row, argument }) => {
-                Some((row, argument.map_err(|message| BuildError::Encode { message })?))
-            }
-        };
+        let initializer = initializer.map(Initializer::encoded).transpose()?;
         Ok(Config {
             name,
             worker_name,
@@ -738,6 +723,7 @@ impl PoolBuilder {
             spin,
             lookers,
             processors,
+            start_method,
         })
     }
 }
@@ -782,6 +768,7 @@ pub(crate) struct Config {
     pub(crate) lookers: usize,
     /// That this process may use.
     pub(crate) processors: usize,
+    pub(crate) start_method: StartMethod,
 }
 
 /// What a pool has that was never started.
@@ -820,6 +807,7 @@ impl Default for Config {
             spin: Duration::ZERO,
             lookers: 0,
             processors: 1,
+            start_method: StartMethod::Exec,
         }
     }
 }
@@ -828,6 +816,22 @@ impl Config {
     /// Whether idle workers may end.
     pub(crate) fn can_shrink(&self) -> bool {
         self.least_workers < self.workers
+    }
+
+    /// What its workers are copied from.
+    fn template(&self, ears: &Arc<Ears>) -> Plan {
+        Plan {
+            name: format!("{} template", self.name),
+            program: self.program.clone(),
+            initializer: self.initializer.clone(),
+            depth: self.depth,
+            max_frame_size: self.max_frame_size,
+            start_timeout: self.start_timeout,
+            stdout: self.stdout.clone(),
+            stderr: self.stderr.clone(),
+            is_free: false,
+            ears: Arc::clone(ears),
+        }
     }
 
     /// What a worker must do for its words to be told apart.
@@ -871,8 +875,10 @@ impl Config {
     }
 
     pub(crate) fn initializer_name(&self) -> String {
-        let row = self.initializer.as_ref().and_then(|&(row, _)| table::entry(row));
-        row.map(|entry| entry.name).unwrap_or_default().to_owned()
+        self.initializer
+            .as_ref()
+            .map(|&(row, _)| encode::name(row).to_owned())
+            .unwrap_or_default()
     }
 
     pub(crate) fn worker_started(&self, worker: usize, pid: u32) {

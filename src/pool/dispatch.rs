@@ -22,6 +22,7 @@ use super::stats::{Latencies, WorkerStats, WorkerStatus};
 use super::timers::{Timers, after};
 use crate::error::{BuildError, Cause, TaskError, TimeLimit, WorkerLoss};
 use crate::process::listen::Ears;
+use crate::process::template::Template;
 use crate::runtime;
 use crate::shared::ledger::{Started, clock};
 use crate::wire::codec;
@@ -57,6 +58,8 @@ pub(crate) struct Shared {
     starts: mpsc::UnboundedSender<Start>,
     /// What hears the workers, where there are any.
     pub(crate) ears: Option<Arc<Ears>>,
+    /// What workers are copied from, if they are.
+    pub(crate) template: Option<Arc<Template>>,
     pub(crate) callers: Callers,
 }
 
@@ -148,6 +151,7 @@ impl Shared {
             timers: Arc::default(),
             starts,
             ears: None,
+            template: None,
             callers: Callers::default(),
         };
         (shared, to_start)
@@ -576,6 +580,9 @@ impl Shared {
         let is_over = core.is_over();
         drop(core);
         self.stop.send_replace(true);
+        if let Some(template) = &self.template {
+            template.stop();
+        }
         for link in links {
             link.killer.kill();
         }
@@ -610,8 +617,17 @@ impl Shared {
         !core.cut_off && core.state.queued() + core.state.running() == 0
     }
 
-    /// Waits until every worker is gone.
+    /// Waits until every worker is gone, and what they are copied from.
     pub(crate) async fn all_gone(&self) {
+        self.workers_gone().await;
+        if let Some(template) = &self.template {
+            template.stop();
+            template.gone().await;
+        }
+    }
+
+    /// Waits until every worker is gone.
+    pub(crate) async fn workers_gone(&self) {
         loop {
             let changed = self.changed.listen();
             if self.lock().is_over() {

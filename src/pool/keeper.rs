@@ -68,7 +68,7 @@ pub(crate) async fn keep(
     services: Arc<Services>,
     mut starts: mpsc::UnboundedReceiver<Start>,
 ) {
-    let over = shared.all_gone();
+    let over = shared.workers_gone();
     tokio::pin!(over);
     loop {
         tokio::select! {
@@ -77,7 +77,12 @@ pub(crate) async fn keep(
                 services.own.spawn(supervise(Arc::clone(&shared), Arc::clone(&services), start));
             }
             () = shared.timers.wait() => shared.do_due(),
-            () = &mut over => return,
+            () = &mut over => {
+                if let Some(template) = &shared.template {
+                    template.stop();
+                }
+                return;
+            }
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -19,13 +18,16 @@ use super::state::WorkerState;
 use crate::error::{BuildError, WorkerLoss};
 use crate::process::child::Child;
 use crate::process::handshake::{HandshakeFailure, handshake};
-use crate::process::launch::{Launched, Order, Report, launch, refused};
+#[cfg(feature = "tracing")]
+use crate::process::launch::refused;
+use crate::process::launch::{Launched, Method, Order, Report, launch};
 #[cfg(feature = "tracing")]
 use crate::process::listen::events_pipe;
-use crate::process::listen::{Ears, Process, pipe};
-use crate::process::output::{OutputStream, Sink};
+use crate::process::listen::{Ears, Speaker};
+use crate::process::streams::Streams;
+use crate::process::template::Template;
 use crate::runtime::Crew;
-use crate::wire::message::{Role, Stdout, Welcome, message_limit};
+use crate::wire::message::{Role, Welcome, message_limit};
 
 /// Starts that fail one after the other, while no worker runs, before the pool gives up.
 const START_ATTEMPTS: u32 = 5;
@@ -45,12 +47,12 @@ pub(crate) struct Services {
     /// The library's own.
     pub(super) own: Handle,
     ears: Arc<Ears>,
-    /// The next number for a process, which tells it from its predecessor.
-    processes: AtomicU64,
     /// Who builds the pool wants to know how the first starts go, by the workers' indices.
     builders: Mutex<HashMap<usize, oneshot::Sender<Result<(), BuildError>>>>,
     /// Where workers are started: that blocks until the new program is in place.
     starters: Arc<Crew>,
+    /// Where workers are copied instead.
+    template: Option<Arc<Template>>,
 }
 
 impl Drop for Services {
@@ -60,14 +62,21 @@ impl Drop for Services {
 }
 
 impl Services {
-    pub(crate) fn new(home: Handle, own: Handle, ears: Arc<Ears>) -> Self {
+    pub(crate) fn new(home: Handle, own: Handle, ears: Arc<Ears>, template: Option<Arc<Template>>) -> Self {
         Self {
+            template,
             home,
             own,
             ears,
-            processes: AtomicU64::new(0),
             builders: Mutex::default(),
             starters: Arc::default(),
+        }
+    }
+
+    fn method(&self) -> Method<'_> {
+        match &self.template {
+            Some(template) => Method::Fork(template),
+            None => Method::Exec(&self.starters),
         }
     }
 
@@ -169,15 +178,10 @@ async fn start(
 ) -> Result<(Child, Arc<Link>), BuildError> {
     let config = &shared.config;
     let (limits, memory) = config.limits.prepare(worker)?;
-    let process = services.processes.fetch_add(1, Ordering::Relaxed);
-    let (stderr_pipe, stderr) = pipe().map_err(refused("make a pipe for a worker's standard error"))?;
-    let (stdout, stdout_pipe) = match &config.stdout.sink {
-        Sink::Null => (Stdout::Null, None),
-        _ => (
-            Stdout::Attached,
-            Some(pipe().map_err(refused("make a pipe for a worker's standard output"))?),
-        ),
-    };
+    let process = services.ears.number();
+    let streams = Streams::through_here(&config.stdout, &config.stderr)?;
+    let stdout = streams.stdout;
+    let (stdout_fd, stderr, heard_streams) = streams.divide();
     let words = config.words();
     #[cfg(feature = "tracing")]
     let events_pipe = match words.events {
@@ -192,10 +196,7 @@ async fn start(
         fds.push(fd);
         pipe
     });
-    let stdout_pipe = stdout_pipe.map(|(pipe, fd)| {
-        fds.push(fd);
-        pipe
-    });
+    fds.extend(stdout_fd);
     let welcome = Welcome {
         role: Role::Worker {
             pool: config.name.clone(),
@@ -204,7 +205,8 @@ async fn start(
         depth: config.depth,
         max_frame_size: config.max_frame_size,
         tasks_per_worker: config.tasks_per_worker,
-        initializer: config.initializer.clone(),
+        // A copy of the template has that behind it.
+        initializer: config.initializer.clone().filter(|_| services.template.is_none()),
         measures_memory: config.max_worker_memory.is_some(),
         stdout,
         limits,
@@ -226,28 +228,20 @@ async fn start(
         ledger,
         heard,
         greeting,
-    } = launch(order, &services.starters).await?;
+    } = launch(order, services.method()).await?;
     let killer = child.killer();
-    let speaker = Process {
+    let speaker = Speaker {
         number: process,
         worker,
+        name: None,
         pid: child.pid(),
         ledger: heard,
         token,
     };
-    let ears = &services.ears;
-    ears.listen(
-        &speaker,
-        OutputStream::Stderr,
-        config.stderr.sink.clone(),
-        stderr_pipe,
-    );
+    heard_streams.listen(&services.ears, &speaker);
     #[cfg(feature = "tracing")]
     if let Some(pipe) = events_pipe {
-        ears.listen_events(&speaker, pipe);
-    }
-    if let Some(pipe) = stdout_pipe {
-        ears.listen(&speaker, OutputStream::Stdout, config.stdout.sink.clone(), pipe);
+        services.ears.listen_events(&speaker, pipe);
     }
 
     let limit = message_limit(config.max_frame_size);

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -20,23 +20,24 @@ use super::children;
 use super::error::{Cause, ProcessError};
 use super::handle::{Process, Run};
 use super::identity::current;
-use super::launch::{Order, launch, refused};
+use super::launch::{Method, Order, launch, refused};
 use super::life::{Care, Life, live};
 use super::limits::{LimitOptions, bounded};
-use super::listen::{self, Ears, Pipe, pipe};
-use super::output::{Output, OutputStream, Sink};
+use super::listen::{Ears, Speaker};
+use super::output::{Output, OutputStream};
 use super::spawn::Program;
+use super::start_method::StartMethod;
+use super::streams::{Heard, Streams, ears};
+use super::template::{Plan, Template};
 use crate::error::BuildError;
 use crate::memory::MemoryMechanism;
 use crate::runtime::Crew;
+use crate::task::initializer::{Initializer, InitializerOutcome};
 use crate::task::{encode, entry};
 use crate::wire::codec::EncodeError;
 use crate::wire::frame::Outgoing;
-use crate::wire::message::{Parent, Role, Stdout, Welcome, Words};
+use crate::wire::message::{Parent, Role, Welcome, Words};
 use crate::{init, runtime, worker};
-
-/// What may wait of each stream of all processes for who takes its lines.
-const OUTPUT_BUFFER: usize = 8 << 20;
 
 /// Options for a new [`Process`], from [`Process::builder`].
 ///
@@ -54,6 +55,10 @@ pub struct ProcessBuilder {
     start_timeout: Duration,
     nested: bool,
     max_depth: u32,
+    start_method: StartMethod,
+    initializer: Option<Initializer>,
+    /// Made when it is first needed. Clones share it; what differs from it gets another.
+    template: Arc<Mutex<Option<Arc<Template>>>>,
 }
 
 impl Default for ProcessBuilder {
@@ -69,6 +74,9 @@ impl Default for ProcessBuilder {
             start_timeout: Duration::from_secs(30),
             nested: false,
             max_depth: 8,
+            start_method: StartMethod::Exec,
+            initializer: None,
+            template: Arc::default(),
         }
     }
 }
@@ -102,12 +110,14 @@ impl ProcessBuilder {
     /// Sets a variable in the process's environment, which otherwise is the parent's.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.program.env.push((key.into(), value.into()));
+        self.template = Arc::default();
         self
     }
 
     /// The process's working directory. Defaults to the parent's, as it is when the process starts.
     pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.program.current_dir = Some(directory.into());
+        self.template = Arc::default();
         self
     }
 
@@ -115,6 +125,7 @@ impl ProcessBuilder {
     #[doc(alias = "set_executable")]
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program.path = Some(program.into());
+        self.template = Arc::default();
         self
     }
 
@@ -123,6 +134,7 @@ impl ProcessBuilder {
     /// Defaults to [`Output::inherit`].
     pub fn stdout(mut self, stdout: Output) -> Self {
         self.stdout = stdout;
+        self.template = Arc::default();
         self
     }
 
@@ -130,6 +142,7 @@ impl ProcessBuilder {
     /// inherited. Defaults to [`Output::inherit`].
     pub fn stderr(mut self, stderr: Output) -> Self {
         self.stderr = stderr;
+        self.template = Arc::default();
         self
     }
 
@@ -137,6 +150,7 @@ impl ProcessBuilder {
     /// is an error. Defaults to 1 GiB.
     pub fn max_frame_size(mut self, bytes: u64) -> Self {
         self.max_frame_size = bytes;
+        self.template = Arc::default();
         self
     }
 
@@ -144,7 +158,52 @@ impl ProcessBuilder {
     /// seconds.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
+        self.template = Arc::default();
         self
+    }
+
+    /// How the process comes to be. With [`StartMethod::ForkServer`] this builder has a template, from the first start or
+    /// [`warm_up`](Self::warm_up) on and as long as it is there, or a clone of it: keep it. Defaults to
+    /// [`StartMethod::Exec`].
+    pub fn start_method(mut self, method: StartMethod) -> Self {
+        self.start_method = method;
+        self
+    }
+
+    /// Runs `initializer` with a copy of `argument` in front of the function, or once in the template. It may return `()`
+    /// or a `Result<(), E>`; when it fails, nothing is started: the error is [`Start`](crate::ProcessErrorKind::Start)
+    /// with [`Initializer`](BuildError::Initializer). The argument cannot hold an [`Fd`](crate::Fd). Defaults to none.
+    pub fn initializer<F, A, O>(mut self, initializer: F, argument: A) -> Self
+    where
+        F: Fn(A) -> O + Copy + 'static,
+        A: Serialize + DeserializeOwned,
+        O: InitializerOutcome,
+    {
+        self.initializer = Some(Initializer::new(initializer, &argument));
+        self.template = Arc::default();
+        self
+    }
+
+    /// Starts the template, where there is to be one, and waits until it has run the initializer. Otherwise the first
+    /// start does that.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn), but for the argument.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the template goes on.
+    pub async fn warm_up(&self) -> Result<(), ProcessError> {
+        let ready = async {
+            self.check("template")?;
+            match self.template()? {
+                Some(template) => template.ready().await,
+                None => Ok(()),
+            }
+        };
+        let failed = |error| ProcessError::new("template", None, None, Cause::Start(error));
+        ready.await.map_err(failed)
     }
 
     /// Allows this process to be started inside a pool's worker, which it ends with at the latest. Defaults to `false`.
@@ -297,6 +356,7 @@ impl ProcessBuilder {
         let depth = worker::depth();
         match worker::role() {
             Some(Role::Process { is_daemon: true, .. }) => return Err(BuildError::Daemon),
+            Some(Role::Template { .. }) => return Err(BuildError::Template),
             Some(Role::Worker { .. }) if !self.nested => return Err(BuildError::Nested),
             _ => {}
         }
@@ -318,27 +378,39 @@ impl ProcessBuilder {
         self.limits.check(1)
     }
 
+    /// The template, where processes are copied.
+    fn template(&self) -> Result<Option<Arc<Template>>, BuildError> {
+        if self.start_method == StartMethod::Exec {
+            return Ok(None);
+        }
+        let mut template = self.template.lock().unwrap_or_else(PoisonError::into_inner);
+        if template.is_none() {
+            let plan = Plan {
+                name: "template".to_owned(),
+                program: self.program.clone(),
+                initializer: self.initializer.clone().map(Initializer::encoded).transpose()?,
+                depth: worker::depth() + 1,
+                max_frame_size: self.max_frame_size,
+                start_timeout: self.start_timeout,
+                stdout: self.stdout.clone(),
+                stderr: self.stderr.clone(),
+                is_free: true,
+                ears: Arc::clone(ears()?),
+            };
+            *template = Some(Arc::new(
+                Template::new(plan).map_err(refused("start the library's thread"))?,
+            ));
+        }
+        Ok(template.clone())
+    }
+
     /// Makes what the process is started with.
     fn prepare(&self, name: &str, message: Result<Outgoing, EncodeError>) -> Result<Starting, Cause> {
         self.check(name)?;
         let message = message?;
         let (limits, memory) = self.limits.prepare(0)?;
         let current = current();
-        let (stdout, stdout_fd, stdout_pipe) = match &self.stdout.sink {
-            Sink::Null => (Stdout::Null, None, None),
-            Sink::Inherit => (Stdout::Attached, Some(own(io::stdout())?), None),
-            _ => {
-                let (pipe, fd) = pipe().map_err(refused("make a pipe for a process's standard output"))?;
-                (Stdout::Attached, Some(fd), Some(pipe))
-            }
-        };
-        let (stderr, stderr_pipe) = match &self.stderr.sink {
-            Sink::Inherit => (own(io::stderr())?, None),
-            _ => {
-                let (pipe, fd) = pipe().map_err(refused("make a pipe for a process's standard error"))?;
-                (fd, Some(pipe))
-            }
-        };
+        let streams = Streams::of_its_own(&self.stdout, &self.stderr)?;
         let role = Role::Process {
             name: name.to_owned(),
             is_daemon: self.is_daemon,
@@ -346,14 +418,20 @@ impl ProcessBuilder {
                 pid: current.pid,
                 name: current.name,
             },
-            piped: [stdout_pipe.is_some(), stderr_pipe.is_some()],
+            piped: [OutputStream::Stdout, OutputStream::Stderr].map(|stream| streams.is_piped(stream)),
         };
+        let stdout = streams.stdout;
+        let (stdout_fd, stderr, heard) = streams.divide();
         let welcome = Welcome {
             role,
             depth: worker::depth() + 1,
             max_frame_size: self.max_frame_size,
             tasks_per_worker: 1,
-            initializer: None,
+            // A copy of the template has that behind it.
+            initializer: match (self.start_method, &self.initializer) {
+                (StartMethod::Exec, Some(initializer)) => Some(initializer.clone().encoded()?),
+                _ => None,
+            },
             measures_memory: false,
             stdout,
             limits,
@@ -369,24 +447,19 @@ impl ProcessBuilder {
             fds: stdout_fd.into_iter().collect(),
             message: Some(message),
         };
-        let ears = match stdout_pipe.is_some() || stderr_pipe.is_some() {
-            true => Some(ears().map_err(refused("start the output thread"))?),
-            false => None,
+        let ears = match heard.is_empty() {
+            true => None,
+            false => Some(ears()?),
         };
-        let pipes = [
-            (OutputStream::Stdout, self.stdout.sink.clone(), stdout_pipe),
-            (OutputStream::Stderr, self.stderr.sink.clone(), stderr_pipe),
-        ];
         Ok(Starting {
             name: name.to_owned(),
             is_daemon: self.is_daemon,
             order,
             ears,
-            pipes: pipes
-                .into_iter()
-                .filter_map(|(stream, sink, pipe)| Some((stream, sink, pipe?)))
-                .collect(),
+            heard,
+            template: self.template()?,
             care: Care {
+                initializer: self.initializer.as_ref().map(Initializer::name),
                 program: self.program.clone(),
                 start_timeout: self.start_timeout,
                 max_frame_size: self.max_frame_size,
@@ -403,7 +476,8 @@ struct Starting {
     is_daemon: bool,
     order: Order,
     ears: Option<&'static Arc<Ears>>,
-    pipes: Vec<(OutputStream, Sink, Pipe)>,
+    heard: Heard,
+    template: Option<Arc<Template>>,
     care: Care,
 }
 
@@ -418,10 +492,15 @@ async fn start(starting: Starting) -> Result<Arc<Life>, BuildError> {
             is_daemon,
             order,
             ears,
-            pipes,
+            heard,
+            template,
             mut care,
         } = starting;
-        let launched = match launch(order, &CREW).await {
+        let method = match &template {
+            Some(template) => Method::Fork(template),
+            None => Method::Exec(&CREW),
+        };
+        let launched = match launch(order, method).await {
             Ok(launched) => launched,
             Err(error) => {
                 started.send(Err(error)).ok();
@@ -440,19 +519,16 @@ async fn start(starting: Starting) -> Result<Arc<Life>, BuildError> {
         let life = Arc::new(Life::new(name, is_daemon, &launched.child, sentinel));
         children::add(&life);
         if let Some(ears) = ears {
-            // All its pipes under one number, which no other process has.
-            static SPEAKERS: AtomicU64 = AtomicU64::new(0);
-            let number = SPEAKERS.fetch_add(1, Ordering::Relaxed);
-            let speaker = listen::Process {
+            let number = ears.number();
+            let speaker = Speaker {
                 number,
                 worker: 0,
+                name: Some(life.name.clone()),
                 pid: life.pid,
                 ledger: Arc::clone(&launched.heard),
                 token: None,
             };
-            for (stream, sink, pipe) in pipes {
-                ears.listen(&speaker, stream, sink, pipe);
-            }
+            heard.listen(ears, &speaker);
             care.heard = Some((ears, number));
         }
         started.send(Ok(Arc::clone(&life))).ok();
@@ -468,28 +544,6 @@ fn sentinel(child: &Child) -> io::Result<Arc<OwnedFd>> {
         // It has ended already, and somebody else has buried it.
         None => Ok(Arc::new(eventfd(1, EventfdFlags::CLOEXEC)?)),
     }
-}
-
-/// A descriptor of this process's own, for another one.
-fn own(stream: impl AsFd) -> Result<OwnedFd, BuildError> {
-    stream
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(refused("duplicate a standard stream"))
-}
-
-/// What hears all processes whose output goes through this one.
-fn ears() -> io::Result<&'static Arc<Ears>> {
-    static EARS: OnceLock<Arc<Ears>> = OnceLock::new();
-    static STARTING: Mutex<()> = Mutex::new(());
-    // Two at a time must not start two.
-    let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(ears) = EARS.get() {
-        return Ok(ears);
-    }
-    let (ears, reader) = Ears::new(OUTPUT_BUFFER)?;
-    reader.start()?;
-    Ok(EARS.get_or_init(|| ears))
 }
 
 /// `Process-1` and so on, behind this process's own name if it has one.

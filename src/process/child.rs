@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group,
+    pidfd_open, pidfd_send_signal, waitid, waitpid,
 };
 use tokio::io::Interest;
 
@@ -41,13 +42,59 @@ const SEARCH: Duration = Duration::from_millis(100);
 /// A started process that has not been waited for.
 #[derive(Debug)]
 pub(crate) struct Child {
-    process: std::process::Child,
+    process: Process,
     killer: Arc<Killer>,
+}
+
+/// What is waited for.
+#[derive(Debug)]
+enum Process {
+    Executed(std::process::Child),
+    /// A child of this process that something else has made for it.
+    Copied(Pid),
+}
+
+impl Process {
+    fn id(&self) -> u32 {
+        match self {
+            Self::Executed(process) => process.id(),
+            Self::Copied(pid) => pid.as_raw_pid().cast_unsigned(),
+        }
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        match self {
+            Self::Executed(process) => process.kill(),
+            Self::Copied(pid) => Ok(kill_process(*pid, Signal::KILL)?),
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<ExitStatus> {
+        match self {
+            Self::Executed(process) => process.wait(),
+            Self::Copied(pid) => loop {
+                match waitpid(Some(*pid), WaitOptions::empty()) {
+                    Ok(Some((_, status))) => return Ok(ExitStatus::from_raw(status.as_raw())),
+                    Ok(None) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            },
+        }
+    }
 }
 
 impl Child {
     /// `marker` is what the process has in its environment and no other.
-    pub(super) fn new(mut process: std::process::Child, marker: String) -> io::Result<Self> {
+    pub(super) fn new(process: std::process::Child, marker: String) -> io::Result<Self> {
+        Self::watched(Process::Executed(process), marker)
+    }
+
+    /// A child of this process that a template has made.
+    pub(super) fn copied(pid: Pid, marker: String) -> io::Result<Self> {
+        Self::watched(Process::Copied(pid), marker)
+    }
+
+    fn watched(mut process: Process, marker: String) -> io::Result<Self> {
         let pid = i32::try_from(process.id())
             .ok()
             .and_then(Pid::from_raw)

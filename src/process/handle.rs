@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
 
 use super::builder::ProcessBuilder;
 use super::children::ChildProcess;
 use super::error::{Cause, ProcessError};
+use super::launch::refused;
 use super::life::{Life, Outcome, decode};
 use crate::runtime;
 
@@ -97,7 +99,6 @@ pub trait Run: Serialize + DeserializeOwned + 'static {
 
 impl Process {
     /// Options for a new process.
-    #[must_use]
     pub fn builder() -> ProcessBuilder {
         ProcessBuilder::default()
     }
@@ -246,17 +247,20 @@ impl<R: DeserializeOwned> Process<R> {
     ///
     /// Cancel safe.
     pub async fn join_timeout(&mut self, timeout: Duration) -> Result<Option<R>, ProcessError> {
-        let sleep = async {
-            match runtime::handle() {
-                // On the library's own, for this may be awaited outside any.
-                Ok(own) => drop(own.spawn(tokio::time::sleep(timeout)).await),
-                Err(_) => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = self.life.over() => self.take().map(Some),
-            () = sleep => Ok(None),
+        let own = runtime::handle().map_err(|error| {
+            let error = refused("start the library's thread")(error);
+            self.life.error(Cause::Start(error))
+        })?;
+        // On the library's own runtime, for this may be awaited outside any; dropping the set ends it.
+        let mut waiting = JoinSet::new();
+        let life = Arc::clone(&self.life);
+        waiting.spawn_on(
+            async move { tokio::time::timeout(timeout, life.over()).await.is_ok() },
+            own,
+        );
+        match waiting.join_next().await {
+            Some(Ok(true)) => self.take().map(Some),
+            _ => Ok(None),
         }
     }
 

@@ -47,6 +47,7 @@ pub fn current() -> CurrentProcess {
     let (name, is_daemon) = match worker::role() {
         None => (MAIN.to_owned(), false),
         Some(Role::Process { name, is_daemon, .. }) => (name.clone(), *is_daemon),
+        Some(Role::Template { name }) => (name.clone(), false),
         Some(Role::Worker { pool, worker }) => (format!("{pool}-worker-{worker}"), false),
     };
     CurrentProcess {
@@ -68,6 +69,6 @@ pub fn parent() -> Option<ParentProcess> {
             name: name.clone(),
             pid: *pid,
         }),
-        Role::Worker { .. } => None,
+        Role::Worker { .. } | Role::Template { .. } => None,
     }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::child::Child;
 use super::handshake::{HandshakeError, HandshakeFailure, greeting};
-use super::spawn::{Program, Spawned, spawn};
+use super::spawn::{Line, Program, Spawned, greet, spawn};
+use super::template::Template;
 use crate::error::{BuildError, StartPhase};
 use crate::memory::OutOfMemory;
 use crate::runtime::Crew;
@@ -48,8 +49,17 @@ pub(crate) struct Launched {
     pub(crate) greeting: Outbox<Outgoing>,
 }
 
-/// Starts a process. `crew` does what blocks until the new program is in place.
-pub(crate) async fn launch(order: Order, crew: &Arc<Crew>) -> Result<Launched, BuildError> {
+/// How a process comes to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Method<'a> {
+    /// The program is executed. That blocks until it is in place.
+    Exec(&'a Arc<Crew>),
+    /// A template is copied.
+    Fork(&'a Template),
+}
+
+/// Starts a process.
+pub(crate) async fn launch(order: Order, method: Method<'_>) -> Result<Launched, BuildError> {
     let Order {
         program,
         label,
@@ -70,30 +80,45 @@ pub(crate) async fn launch(order: Order, crew: &Arc<Crew>) -> Result<Launched, B
         greeting.push_short(kind::SHUTDOWN, &[], 0);
     }
     let depth = welcome.depth;
-    let path = program.path().to_owned();
-    let spawned = crew
-        .run(move || spawn(&program, &label, depth, stderr, greeting))
-        .await;
-    match spawned {
-        Some(Ok(Spawned {
-            child,
-            connection,
-            greeting,
-        })) => Ok(Launched {
-            child,
-            connection,
-            control,
-            ledger,
-            heard: Arc::new(heard),
-            greeting,
-        }),
-        Some(Err(error)) => Err(BuildError::Spawn {
-            program: path,
-            source: Arc::new(error),
-        }),
-        // The thread that started it is gone, and the process with it.
-        None => Err(BuildError::Closed),
-    }
+    let Spawned {
+        child,
+        connection,
+        greeting,
+    } = match method {
+        Method::Exec(crew) => {
+            let path = program.path().to_owned();
+            let spawned = crew
+                .run(move || spawn(&program, &label, depth, stderr, greeting))
+                .await;
+            match spawned {
+                Some(spawned) => spawned.map_err(|error| BuildError::Spawn {
+                    program: path,
+                    source: Arc::new(error),
+                })?,
+                // The thread that started it is gone, and the process with it.
+                None => return Err(BuildError::Closed),
+            }
+        }
+        Method::Fork(template) => {
+            let line = Line::new(depth).map_err(refused("make a socket pair"))?;
+            let connection = Arc::new(line.ours);
+            greet(connection.as_fd(), &mut greeting);
+            let child = template.copy(line.theirs, stderr, line.marker).await?;
+            Spawned {
+                child,
+                connection,
+                greeting,
+            }
+        }
+    };
+    Ok(Launched {
+        child,
+        connection,
+        control,
+        ledger,
+        heard: Arc::new(heard),
+        greeting,
+    })
 }
 
 /// The error of something that the system refused.

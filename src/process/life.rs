@@ -124,6 +124,8 @@ impl Life {
 pub(crate) struct Care {
     pub(crate) program: Program,
     pub(crate) start_timeout: Duration,
+    /// The initializer's name.
+    pub(crate) initializer: Option<String>,
     pub(crate) max_frame_size: u64,
     pub(crate) memory: WorkerMemory,
     /// Where what it prints is heard, and its number there.
@@ -190,7 +192,7 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
             let report = Report {
                 program: care.program.path(),
                 start_timeout: care.start_timeout,
-                initializer: None,
+                initializer: care.initializer,
                 status,
                 stderr,
             };

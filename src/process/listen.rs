@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::output::{OutputStream, Sink};
-use super::pass::{self, Batch, Passer, Speaker};
+use super::pass::{self, Batch, Passer, Voice};
 use crate::shared::ledger::{Ledger, Started};
 use crate::wire::mark::{Found, Tag, Token};
 
@@ -43,6 +43,8 @@ pub(crate) struct Ears {
     wake: OwnedFd,
     stdout: Passer,
     stderr: Passer,
+    /// The next number for a process.
+    speakers: AtomicU64,
     /// Lines that no sink took in time.
     lines_dropped: AtomicU64,
     #[cfg(feature = "tracing")]
@@ -85,10 +87,13 @@ pub(crate) fn events_pipe() -> io::Result<(Pipe, OwnedFd)> {
 }
 
 /// Which process a pipe belongs to.
-pub(crate) struct Process {
-    /// Its number: all its pipes have the same.
+#[derive(Debug)]
+pub(crate) struct Speaker {
+    /// Its [number](Ears::number): all its pipes have the same.
     pub(crate) number: u64,
     pub(crate) worker: usize,
+    /// What it is called, if it is no worker.
+    pub(crate) name: Option<String>,
     pub(crate) pid: u32,
     /// What it has begun.
     pub(crate) ledger: Arc<Ledger>,
@@ -105,6 +110,7 @@ impl Ears {
             wake: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             stdout: Passer::new(limit),
             stderr: Passer::new(limit),
+            speakers: AtomicU64::new(0),
             lines_dropped: AtomicU64::new(0),
             #[cfg(feature = "tracing")]
             events: super::origin::Events::new(limit),
@@ -119,11 +125,17 @@ impl Ears {
         Ok((ears, reader))
     }
 
+    /// A number for a process, which tells it from its predecessors.
+    pub(crate) fn number(&self) -> u64 {
+        self.speakers.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Listens to what a process prints until it is settled or its pipe is closed.
-    pub(crate) fn listen(&self, process: &Process, stream: OutputStream, sink: Sink, pipe: Pipe) {
+    pub(crate) fn listen(&self, process: &Speaker, stream: OutputStream, sink: Sink, pipe: Pipe) {
         let token = process.token.filter(|_| sink.is_tagged());
-        let speaker = Speaker {
+        let speaker = Voice {
             worker: process.worker,
+            name: process.name.clone(),
             pid: process.pid,
             stream,
             sink,
@@ -147,7 +159,7 @@ impl Ears {
 
     /// Listens to the events that a process emits.
     #[cfg(feature = "tracing")]
-    pub(crate) fn listen_events(&self, process: &Process, pipe: Pipe) {
+    pub(crate) fn listen_events(&self, process: &Speaker, pipe: Pipe) {
         self.events.begin(process.number, &process.ledger);
         self.command(Command::Add(Box::new(Source {
             process: process.number,
@@ -293,7 +305,7 @@ enum Ear {
 
 /// What one stream of a worker has come to.
 struct Lines {
-    speaker: Arc<Speaker>,
+    speaker: Arc<Voice>,
     token: Option<Token>,
     /// The beginning of what may become a mark.
     held: Vec<u8>,

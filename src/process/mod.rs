@@ -3,6 +3,7 @@
 pub(crate) mod handle;
 pub(crate) mod builder;
 pub(crate) mod error;
+pub(crate) mod start_method;
 pub(crate) mod limits;
 pub(crate) mod launch;
 pub(crate) mod spawn;
@@ -16,7 +17,9 @@ pub(crate) mod life;
 pub(crate) mod children;
 pub(crate) mod sentinel;
 pub(crate) mod identity;
+pub(crate) mod template;
 pub(crate) mod output;
+pub(crate) mod streams;
 pub(crate) mod listen;
 pub(crate) mod pass;
 #[cfg(feature = "tracing")]

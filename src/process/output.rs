@@ -45,7 +45,8 @@ pub struct Output {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Line {
-    /// The worker's number.
+    /// The worker's number. 0 where it is a [`Process`](crate::Process) or a
+    /// [template](crate::StartMethod::ForkServer).
     pub worker: usize,
     /// Its process, also where a child of it printed the line.
     pub pid: u32,
@@ -142,13 +143,19 @@ impl Sink {
 
 impl fmt::Debug for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.sink {
-            Sink::Inherit => "Output::inherit()",
-            Sink::Tagged => "Output::tagged()",
-            Sink::Null => "Output::null()",
-            Sink::Lines(_) => "Output::lines(..)",
+        write!(f, "Output::{:?}", self.sink)
+    }
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inherit => "inherit()",
+            Self::Tagged => "tagged()",
+            Self::Null => "null()",
+            Self::Lines(_) => "lines(..)",
             #[cfg(feature = "tracing")]
-            Sink::Tracing => "Output::tracing()",
+            Self::Tracing => "tracing()",
         })
     }
 }

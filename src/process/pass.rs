@@ -19,8 +19,10 @@ use crate::wire::codec::drop_quietly;
 use crate::wire::mark::Tag;
 
 /// Where a batch of lines comes from.
-pub(crate) struct Speaker {
+pub(crate) struct Voice {
     pub(crate) worker: usize,
+    /// What it is called, if it is no worker.
+    pub(crate) name: Option<String>,
     pub(crate) pid: u32,
     pub(crate) stream: OutputStream,
     pub(crate) sink: Sink,
@@ -28,7 +30,7 @@ pub(crate) struct Speaker {
 
 /// Lines that came together. Every one but the last ends as it did.
 pub(crate) struct Batch {
-    pub(crate) speaker: Arc<Speaker>,
+    pub(crate) speaker: Arc<Voice>,
     pub(crate) task: Option<Tag>,
     pub(crate) text: Vec<u8>,
     /// Lines of the speaker that were dropped in front of these.
@@ -309,6 +311,9 @@ impl Batch {
     }
 
     fn who(&self) -> String {
+        if let Some(name) = &self.speaker.name {
+            return name.clone();
+        }
         let worker = self.speaker.worker;
         match (&self.speaker.sink, self.task) {
             (Sink::Tagged, Some(task)) => match self.task_name() {

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -66,6 +66,28 @@ pub(crate) struct Spawned {
     pub(crate) greeting: Outbox<Outgoing>,
 }
 
+/// A connection for a process that is about to be started, and the marker that goes with it.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) ours: OwnedFd,
+    pub(super) theirs: OwnedFd,
+    pub(super) marker: String,
+}
+
+impl Line {
+    pub(super) fn new(depth: u32) -> io::Result<Self> {
+        let (ours, theirs) = transport::stream_pair()?;
+        let marker = init::marker(&theirs, depth)?;
+        Ok(Self { ours, theirs, marker })
+    }
+}
+
+/// Has a greeting wait for a process that will understand it.
+pub(super) fn greet(connection: BorrowedFd<'_>, greeting: &mut Outbox<Outgoing>) {
+    // What does not fit, or cannot be sent now, follows when the process has said hello.
+    greeting.write(connection, SendFlags::DONTWAIT).ok();
+}
+
 /// Starts `program` as a worker that `ps` shows as `label`. Blocks until the new program is in place.
 ///
 /// Nothing is set up between fork and exec, so that the system's fast path serves (posix_spawn); what a worker
@@ -80,11 +102,9 @@ pub(crate) fn spawn(
     stderr: OwnedFd,
     mut greeting: Outbox<Outgoing>,
 ) -> io::Result<Spawned> {
-    let (ours, theirs) = transport::stream_pair()?;
-    let marker = init::marker(&theirs, depth)?;
+    let Line { ours, theirs, marker } = Line::new(depth)?;
     if program.is_this() {
-        // What does not fit, or cannot be sent now, follows when the worker has said hello.
-        greeting.write(ours.as_fd(), SendFlags::DONTWAIT).ok();
+        greet(ours.as_fd(), &mut greeting);
     }
     let mut arguments = std::env::args_os();
     let own_name = arguments.next().unwrap_or_default();

@@ -19,6 +19,7 @@
 //! word 10    up to where replies have been delivered, and whose turn it is, see `delivery`
 //! word 11    how often the parent has sent something
 //! word 12    the highest id among those that were revoked
+//! word 13    the number of the process that was forked last, where this one forks
 //! word 16 …  three words for each lane: the id of the task that runs there (0: none), the element it is at, and
 //!            since when
 //! then       ids of the tasks that the parent revoked last
@@ -57,6 +58,7 @@ const ROW: usize = 9;
 const TURN: usize = 10;
 const BELL: usize = 11;
 const HIGHEST: usize = 12;
+const FORKED: usize = 13;
 const LANES: usize = 16;
 /// Words of a lane: id, element, time.
 const LANE: usize = 3;
@@ -190,6 +192,11 @@ impl Ledger {
     /// Parent: whether tasks there ask whether they are cancelled.
     pub(crate) fn listens(&self) -> bool {
         self.word(LISTENS).load(Ordering::Relaxed) != 0
+    }
+
+    /// Where the number of a process that is forked is put down.
+    pub(crate) fn forked(&self) -> &AtomicU64 {
+        self.word(FORKED)
     }
 
     /// Worker: its resident memory in bytes.

@@ -3,6 +3,8 @@
 
 pub(crate) mod at_exit;
 pub(crate) mod c_stdout;
+pub(crate) mod environment;
+pub(crate) mod fork;
 pub(crate) mod delivery;
 pub(crate) mod ledger;
 pub(crate) mod pages;

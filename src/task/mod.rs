@@ -3,4 +3,5 @@
 pub(crate) mod table;
 pub(crate) mod encode;
 pub(crate) mod entry;
+pub(crate) mod initializer;
 pub(crate) mod arguments;

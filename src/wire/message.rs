@@ -58,6 +58,10 @@ pub(crate) mod kind {
     pub(crate) const CHUNK_STOPPED: u8 = 15;
     /// Parent: the [`Context`](super::super::context::Context) of the task that follows under the same id.
     pub(crate) const CONTEXT: u8 = 16;
+    /// Parent: a template shall copy itself; the copy's marker, with its connection and its standard error.
+    pub(crate) const FORK: u8 = 17;
+    /// Worker: what has come of it, as `Result<u32, String>`, the number of the copy.
+    pub(crate) const FORKED: u8 = 18;
 
     /// Whether the message is a chunk of tasks.
     pub(crate) fn is_chunk(kind: u8) -> bool {
@@ -82,6 +86,8 @@ pub(crate) struct Hello {
 pub(crate) enum Role {
     /// To run the tasks of a pool, until that wants no more.
     Worker { pool: String, worker: usize },
+    /// To run the initializer and then be copied, with its one thread, into processes of the other kinds.
+    Template { name: String },
     /// To run one function.
     Process {
         name: String,
@@ -152,6 +158,7 @@ pub(crate) enum LimitOption {
     Nice,
     Affinity,
     OomScore,
+    StartMethod,
 }
 
 impl LimitOption {
@@ -166,6 +173,7 @@ impl LimitOption {
             Self::Nice => "nice",
             Self::Affinity => "cpu_affinity",
             Self::OomScore => "oom_score_adj",
+            Self::StartMethod => "start_method",
         }
     }
 }

@@ -19,7 +19,9 @@ use super::footprint::Footprint;
 use super::forward;
 use super::inbox::Inbox;
 use super::reply::Replies;
-use super::{IDENTITY, Identity, adopted, cancel, limits, marks, memory, panic, serve, stdio, watch};
+use super::{
+    Identity, adopted, cancel, limits, marks, memory, panic, serve, set_identity, stdio, template, watch,
+};
 use crate::process::children;
 use crate::process::descendants::{Stat, Sweep};
 use crate::shared::ledger::Ledger;
@@ -55,13 +57,22 @@ const LONGEST_ERROR: usize = 256 * 1024;
     reason = "a worker ends here and must not return into the program's main"
 )]
 pub(crate) fn run(depth: u32) -> ! {
-    // Whatever is started here stays below this process, however often it forks, so that it can be found and ended.
-    set_child_subreaper(Some(getpid())).ok();
-    let status = match work(depth) {
-        Ok(status) => status,
-        Err(error) => {
-            eprintln!("procession: a worker cannot go on: {error}");
-            EXIT_FAILED
+    dispositions::reset_for_worker();
+    dispositions::outlive_parent();
+    let mut begun = stdio::take_connection();
+    let status = loop {
+        // Whatever is started here stays below this process, however often it forks, so that it can be found and ended.
+        set_child_subreaper(Some(getpid())).ok();
+        // A worker that is stopped does not see its parent's end: that itself must wake it. The signal comes at the end
+        // of threads of the parent too, and means nothing to a worker that runs.
+        set_parent_process_death_signal(Some(Signal::CONT)).ok();
+        match begun.and_then(|connection| work(connection, depth)) {
+            Ok(End::Exit(status)) => break status,
+            Ok(End::Copied(connection)) => begun = Ok(connection),
+            Err(error) => {
+                eprintln!("procession: a worker cannot go on: {error}");
+                break EXIT_FAILED;
+            }
         }
     };
     if is_free() {
@@ -76,23 +87,25 @@ pub(crate) fn run(depth: u32) -> ! {
     exit(status)
 }
 
+/// How [`work`] ends.
+#[derive(Debug)]
+enum End {
+    /// The process is to exit, with this code.
+    Exit(i32),
+    /// This is a copy of the template, with a connection and a life of its own.
+    Copied(OwnedFd),
+}
+
 /// Whether this is a process of its own, which neither ends with its parent nor takes along what it started.
 pub(super) fn is_free() -> bool {
     matches!(super::role(), Some(Role::Process { is_daemon: false, .. }))
 }
 
-/// Gives the exit code.
-fn work(depth: u32) -> io::Result<i32> {
-    dispositions::reset_for_worker();
-    dispositions::outlive_parent();
-    // A worker that is stopped does not see its parent's end: that itself must wake it. The signal comes at the end of
-    // threads of the parent too, and means nothing to a worker that runs.
-    set_parent_process_death_signal(Some(Signal::CONT)).ok();
-    let connection = stdio::take_connection()?;
+fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let mut receiver = Receiver::new(u64::MAX);
     let greeted = send_hello(&connection)?;
     let Some(message) = receive(&connection, &mut receiver)? else {
-        return Ok(0);
+        return Ok(End::Exit(0));
     };
     let mut fds = message.fds;
     let welcome: Welcome = codec::decode(&message.body).map_err(invalid)?;
@@ -115,13 +128,23 @@ fn work(depth: u32) -> io::Result<i32> {
     set_name(&welcome.role);
     panic::install_hook();
 
+    let is_template = matches!(welcome.role, Role::Template { .. });
     let is_process = matches!(welcome.role, Role::Process { .. });
     let identity = Identity {
         role: welcome.role,
         depth: depth.max(welcome.depth),
     };
-    let set = IDENTITY.set(identity);
-    debug_assert!(set.is_ok(), "a worker is set up once");
+    set_identity(identity);
+    if is_template {
+        let copied = template::serve(
+            &connection,
+            &mut receiver,
+            &ledger,
+            control,
+            welcome.initializer.as_ref(),
+        )?;
+        return Ok(copied.map_or(End::Exit(0), End::Copied));
+    }
     if is_free() {
         set_child_subreaper(None).ok();
     }
@@ -159,7 +182,7 @@ fn work(depth: u32) -> io::Result<i32> {
         Err(failure) => {
             message_bytes(&failure, &mut bytes);
             replies.send(&Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0)?;
-            return Ok(0);
+            return Ok(End::Exit(0));
         }
     }
     let limits = Limits {
@@ -174,16 +197,13 @@ fn work(depth: u32) -> io::Result<i32> {
     let failed = serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
     replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)?;
     // A worker ends as it should, whatever became of its last task.
-    Ok(
-        match failed
-            .filter(|_| is_process)
-            .map(|reply| codec::decode(reply.body()))
-        {
-            None => 0,
-            Some(Ok(Failure::Panicked(_))) => EXIT_PANICKED,
-            Some(_) => EXIT_FAILED,
-        },
-    )
+    // A worker ends as it should, whatever became of its last task.
+    let failed = failed.filter(|_| is_process);
+    Ok(End::Exit(match failed.map(|reply| codec::decode(reply.body())) {
+        None => 0,
+        Some(Ok(Failure::Panicked(_))) => EXIT_PANICKED,
+        Some(_) => EXIT_FAILED,
+    }))
 }
 
 /// Says hello, and gives the length of that in the stream, which begins behind the magic.
@@ -210,14 +230,19 @@ fn send_hello(connection: &OwnedFd) -> io::Result<u64> {
     }
     let hello = Outgoing::new(kind::HELLO, bytes, Vec::new());
     let length = hello.wire_length();
-    let mut outbox = Outbox::default();
-    outbox.push(hello, 0);
-    outbox.write(connection.as_fd(), SendFlags::empty())?;
+    say(connection, hello)?;
     Ok(length)
 }
 
+/// Sends a message that nothing waits behind.
+pub(super) fn say(connection: &OwnedFd, message: Outgoing) -> io::Result<()> {
+    let mut outbox = Outbox::default();
+    outbox.push(message, 0);
+    outbox.write(connection.as_fd(), SendFlags::empty())
+}
+
 /// The next message; `None` when the parent is gone.
-fn receive(connection: &OwnedFd, receiver: &mut Receiver) -> io::Result<Option<Message>> {
+pub(super) fn receive(connection: &OwnedFd, receiver: &mut Receiver) -> io::Result<Option<Message>> {
     loop {
         if let Some(message) = receiver.next().map_err(|error| invalid(error.to_string()))? {
             return Ok(Some(message));
@@ -229,7 +254,7 @@ fn receive(connection: &OwnedFd, receiver: &mut Receiver) -> io::Result<Option<M
 }
 
 /// Runs the pool's initializer.
-fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
+pub(super) fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
     let Some(Run::Blocking { one: run, .. }) = table::entry(row).map(|entry| entry.run) else {
         return Err(InitFailure::Task(Failure::UnknownTask(row)));
     };
@@ -248,7 +273,7 @@ fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
 /// Gives the process a name of its own: executed through `/proc/self/exe`, it would be called `exe`.
 fn set_name(role: &Role) {
     let name = match role {
-        Role::Process { name, .. } => shortened(name, ""),
+        Role::Process { name, .. } | Role::Template { name } => shortened(name, ""),
         Role::Worker { worker, .. } => {
             let shown = std::env::args_os().next().unwrap_or_default();
             let shown = shown.to_string_lossy();
@@ -316,6 +341,6 @@ fn bury_all() {
     while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
-fn invalid(message: impl Into<String>) -> io::Error {
+pub(super) fn invalid(message: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message.into())
 }

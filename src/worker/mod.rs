@@ -27,6 +27,7 @@ mod memory;
 mod execute;
 mod cancel;
 mod serve;
+mod template;
 mod adopted;
 mod watch;
 mod marks;
@@ -34,7 +35,7 @@ mod current;
 #[cfg(feature = "tracing")]
 mod forward;
 
-use std::sync::OnceLock;
+use std::sync::{PoisonError, RwLock};
 
 use crate::wire::message::Role;
 
@@ -43,8 +44,8 @@ pub(crate) use enter::run;
 
 pub use current::trace_context;
 
-/// What the parent told this worker about itself.
-static IDENTITY: OnceLock<Identity> = OnceLock::new();
+/// What the parent told this process about itself. A copy of a template is told anew.
+static IDENTITY: RwLock<Option<&'static Identity>> = RwLock::new(None);
 
 #[derive(Debug)]
 struct Identity {
@@ -65,7 +66,7 @@ pub fn is_worker() -> bool {
 pub fn id() -> Option<usize> {
     match role()? {
         Role::Worker { worker, .. } => Some(*worker),
-        Role::Process { .. } => None,
+        Role::Process { .. } | Role::Template { .. } => None,
     }
 }
 
@@ -74,17 +75,26 @@ pub fn id() -> Option<usize> {
 pub fn pool_name() -> Option<&'static str> {
     match role()? {
         Role::Worker { pool, .. } => Some(pool),
-        Role::Process { .. } => None,
+        Role::Process { .. } | Role::Template { .. } => None,
     }
 }
 
 /// What this process was started for; `None` in one that the library did not start.
 pub(crate) fn role() -> Option<&'static Role> {
-    IDENTITY.get().map(|identity| &identity.role)
+    identity().map(|identity| &identity.role)
+}
+
+fn identity() -> Option<&'static Identity> {
+    *IDENTITY.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn set_identity(identity: Identity) {
+    let identity: &'static Identity = Box::leak(Box::new(identity));
+    *IDENTITY.write().unwrap_or_else(PoisonError::into_inner) = Some(identity);
 }
 
 /// How deep pools and processes are nested here: 0 in a process that the library did not start, 1 in one that was
 /// started there.
 pub(crate) fn depth() -> u32 {
-    IDENTITY.get().map_or(0, |identity| identity.depth)
+    identity().map_or(0, |identity| identity.depth)
 }

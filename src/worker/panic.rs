@@ -3,6 +3,7 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::RemotePanic;
 use crate::wire::codec::{panic_message, truncate};
@@ -28,6 +29,11 @@ struct Place {
 /// Notes every panic's place and backtrace on its way through the hook. What the hook did before it still does: the
 /// message goes to standard error as well.
 pub(super) fn install_hook() {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
+    // A copy of a template has it already.
+    if INSTALLED.swap(true, Ordering::Relaxed) {
+        return;
+    }
     let before = take_hook();
     set_hook(Box::new(move |info| {
         let backtrace = Backtrace::capture();

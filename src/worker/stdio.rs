@@ -57,6 +57,12 @@ pub(super) fn let_go() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a copy of a template its own standard error, and standard output until [`redirect_stdout`].
+pub(super) fn take_stderr(stderr: OwnedFd) -> io::Result<()> {
+    dup2_stderr(&stderr)?;
+    Ok(dup2_stdout(stderr)?)
+}
+
 fn null() -> io::Result<OwnedFd> {
     Ok(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }

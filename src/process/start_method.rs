@@ -1,0 +1,31 @@
+//! [`StartMethod`]: how processes come to be.
+
+/// How a process is started, for [`PoolBuilder::start_method`](crate::PoolBuilder::start_method) and
+/// [`ProcessBuilder::start_method`](crate::ProcessBuilder::start_method).
+///
+/// This program is never forked itself. It has threads, and a copy of it would have their locks, held for ever, and not
+/// the threads: a copy that allocates, logs or reads the clock may hang. Python learned that, too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StartMethod {
+    /// The program is executed anew for each process, which runs the initializer itself. About a millisecond.
+    #[default]
+    #[doc(alias = "spawn")]
+    Exec,
+    /// One process of each configuration, the template, is executed early, runs the initializer once, and is then
+    /// forked for each process: a fraction of a millisecond, and what the initializer loaded is there and shared, as
+    /// long as nobody writes to it. Loading 200 MiB once is faster, and takes less memory, than loading it in each.
+    ///
+    /// The template has a single thread: an initializer that leaves another one running is an
+    /// [`InvalidOption`](crate::BuildError::InvalidOption). Files and sockets that it opens are shared by all copies,
+    /// and so is what it has drawn from a source of randomness; handlers that libraries install with `pthread_atfork`
+    /// do not run.
+    ///
+    /// Copies are children of this process as all others are: exit status, signals and waiting are the same, and
+    /// nothing happens to them when the template ends. When it does, by a SIGKILL say, the next start fails with
+    /// [`TemplateLost`](crate::BuildError::TemplateLost), and another template is started.
+    ///
+    /// In `ps` a copy has the template's command line, and a name of its own. Needs `/proc`.
+    #[doc(alias = "fork")]
+    ForkServer,
+}
