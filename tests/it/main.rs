@@ -36,6 +36,7 @@ mod trace_context;
 mod tracing;
 mod lost_workers;
 mod start;
+mod start_methods;
 mod runtimes;
 mod nested;
 mod shutdown;
