@@ -34,7 +34,7 @@ use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
     Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, WELCOME_FDS, Welcome, kind, message_limit,
 };
-use crate::wire::transport::{Outbox, Received, Receiver, send};
+use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect, send};
 
 /// How a worker ends that could not go on; the parent has been told why, or is gone.
 const EXIT_FAILED: i32 = 71;
@@ -103,7 +103,11 @@ pub(super) fn is_free() -> bool {
 
 fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let mut receiver = Receiver::new(u64::MAX);
-    let greeted = send_hello(&connection)?;
+    let greeted = match send_hello(&connection) {
+        // The parent has ended. What it had said before that is there, and may say that this process goes on.
+        Err(error) if is_disconnect(&error) => 0,
+        greeted => greeted?,
+    };
     let Some(message) = receive(&connection, &mut receiver)? else {
         return Ok(End::Exit(0));
     };

@@ -191,7 +191,8 @@ impl Running {
     }
 
     pub(crate) fn say(&mut self, line: &str) {
-        writeln!(self.stdin, "{line}").unwrap();
+        // In one piece, for who reads it may end in its midst.
+        self.stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
     pub(crate) fn pid(&self) -> u32 {

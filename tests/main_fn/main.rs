@@ -9,6 +9,7 @@ mod fixture;
 mod documented;
 mod entry;
 mod orphans;
+mod lineage;
 mod containers;
 mod auto_init;
 mod tasks;
@@ -22,6 +23,7 @@ fn main() {
         documented::trials(),
         entry::trials(),
         orphans::trials(),
+        lineage::trials(),
         containers::trials(),
         auto_init::trials(),
         tasks::trials(),
