@@ -78,6 +78,33 @@ cancelled: true
 }
 
 #[test]
+fn fan_out() {
+    let output = finish(&mut example("fan_out"));
+    let expected = "\
+host 1 is up
+host 2 is up
+failed with 255: echo no route to host 3 >&2; exit 255: no route to host 3
+host 4 is up
+host 5 is up
+failed: echo half an answer; kill -KILL $PPID; sleep 100: process `echo half an answer; kill -KILL $PPID; sleep 100` (pid N) ended without a value (signal: 9 (SIGKILL))
+host 7 is up
+host 8 is up
+2 of 8 failed
+";
+    assert_eq!(without_number_after(&text(&output.stdout), "(pid "), expected);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn prefork_server() {
+    let expected = "\
+400 requests, answered by several processes: true
+lost at most the one that was in the process that was killed: true
+";
+    assert_eq!(stdout_of("prefork_server"), expected);
+}
+
+#[test]
 fn crash_isolation() {
     let expected = "\
 abort: worker N (pid N) was lost while running `crash_isolation::abort`: signal: 6 (SIGABRT)

@@ -79,6 +79,15 @@ pub(crate) fn provide<T>(fds: Vec<OwnedFd>, decode: impl FnOnce() -> T) -> T {
 pub struct Fd(OwnedFd);
 
 impl Fd {
+    /// A second descriptor for the same open file.
+    ///
+    /// # Errors
+    ///
+    /// What the system says: that there are too many, say.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
     /// Gives up the descriptor.
     #[must_use]
     pub fn into_inner(self) -> OwnedFd {
