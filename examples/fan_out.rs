@@ -46,7 +46,7 @@ async fn supervise(command: &str) -> Result<Done, String> {
     match process.join_timeout(LONGEST).await.map_err(told)? {
         Some(done) => done,
         None => {
-            process.kill();
+            process.kill().map_err(|error| error.to_string())?;
             Err(format!("was killed after {LONGEST:?}"))
         }
     }

@@ -379,7 +379,30 @@ impl PoolBuilder {
 
     /// Sets a variable in the environment of the workers, which otherwise is the parent's.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.program.env.push((key.into(), value.into()));
+        self.program.env.set(key, value);
+        self
+    }
+
+    /// Sets variables in the workers' environment.
+    pub fn envs<K: Into<OsString>, V: Into<OsString>>(
+        mut self,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> Self {
+        for (key, value) in variables {
+            self.program.env.set(key, value);
+        }
+        self
+    }
+
+    /// Removes a variable from the workers' environment.
+    pub fn env_remove(mut self, key: impl Into<OsString>) -> Self {
+        self.program.env.remove(key);
+        self
+    }
+
+    /// Begins with an empty environment, but for what the library needs. What was set before is forgotten.
+    pub fn env_clear(mut self) -> Self {
+        self.program.env.clear();
         self
     }
 

@@ -99,8 +99,12 @@ impl ChildProcess {
     }
 
     /// Kills it with its process group, as [`Process::kill`](crate::Process::kill).
-    pub fn kill(&self) {
-        self.life.kill();
+    ///
+    /// # Errors
+    ///
+    /// What the system says.
+    pub fn kill(&self) -> io::Result<()> {
+        self.life.kill()
     }
 
     /// Waits for its end.

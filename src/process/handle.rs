@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,9 @@ use crate::runtime;
 ///
 /// Standard input is empty. Standard output and standard error are those of this process, unless the
 /// [builder](ProcessBuilder::stdout) says otherwise.
+///
+/// The process ends when the function has returned and the processes that it has itself started this way have ended.
+/// Threads and tasks that the function leaves running are not waited for; exit handlers run.
 ///
 /// # Exit codes
 ///
@@ -198,8 +202,12 @@ impl<R> Process<R> {
     /// Kills the process, by a SIGKILL, with all of its process group: what it started and that made no group of its
     /// own. A [daemon](ProcessBuilder::daemon) is killed with all that it started. That it has ended already is no
     /// error.
-    pub fn kill(&self) {
-        self.child.kill();
+    ///
+    /// # Errors
+    ///
+    /// As [`terminate`](Self::terminate).
+    pub fn kill(&self) -> io::Result<()> {
+        self.child.kill()
     }
 
     /// Waits for the process's end, and keeps the handle, and the value in it.
@@ -273,6 +281,16 @@ impl<R: DeserializeOwned> Process<R> {
             Some(Outcome::Failed(cause)) => Err(self.life.error(cause)),
             None => Err(self.life.error(Cause::AlreadyJoined)),
         }
+    }
+}
+
+/// Awaiting a process joins it.
+impl<R: DeserializeOwned + 'static> IntoFuture for Process<R> {
+    type Output = Result<R, ProcessError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.join())
     }
 }
 

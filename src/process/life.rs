@@ -110,12 +110,14 @@ impl Life {
     }
 
     /// Kills it, with its group, and a daemon with all that it started.
-    pub(crate) fn kill(&self) {
+    pub(crate) fn kill(&self) -> io::Result<()> {
         if self.is_daemon {
             self.killer.kill();
         } else {
             self.killer.send(Signal::KILL);
         }
+        // It may have left its group, or changed its user.
+        self.killer.signal(Signal::KILL)
     }
 }
 
@@ -163,7 +165,8 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
         None => false,
     };
     if speaks_nonsense {
-        life.kill();
+        // One that may not be killed has to be waited for.
+        life.kill().ok();
     }
     child.ended().await;
     let status = life.killer.status();

@@ -37,7 +37,7 @@ use crate::shared::watched::watch;
 /// let mut busy = Process::spawn(|_: ()| std::thread::park(), ()).await?;
 /// let quick = Process::spawn(|_: ()| (), ()).await?;
 /// assert_eq!(wait_any(&[&busy, &quick]).await?, [1]);
-/// busy.kill();
+/// busy.kill()?;
 /// busy.wait().await?;
 /// # Ok::<_, Box<dyn std::error::Error>>(()) })?;
 /// # Ok::<_, Box<dyn std::error::Error>>(())

@@ -37,12 +37,47 @@ fn own_program() -> &'static Path {
     &OWN
 }
 
+/// How a process's environment differs from this one's.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Environment {
+    is_cleared: bool,
+    /// Variables that are set, or removed, the later over the earlier.
+    changes: Vec<(OsString, Option<OsString>)>,
+}
+
+impl Environment {
+    pub(crate) fn set(&mut self, key: impl Into<OsString>, value: impl Into<OsString>) {
+        self.changes.push((key.into(), Some(value.into())));
+    }
+
+    pub(crate) fn remove(&mut self, key: impl Into<OsString>) {
+        self.changes.push((key.into(), None));
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.is_cleared = true;
+        self.changes.clear();
+    }
+
+    fn apply(&self, command: &mut Command) {
+        if self.is_cleared {
+            command.env_clear();
+        }
+        for (key, value) in &self.changes {
+            match value {
+                Some(value) => command.env(key, value),
+                None => command.env_remove(key),
+            };
+        }
+    }
+}
+
 /// What to start.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Program {
     /// Another program than this one.
     pub(crate) path: Option<PathBuf>,
-    pub(crate) env: Vec<(OsString, OsString)>,
+    pub(crate) env: Environment,
     pub(crate) current_dir: Option<PathBuf>,
 }
 
@@ -116,8 +151,9 @@ pub(crate) fn spawn(
         .map_or(own_name.as_os_str(), |path| path.as_os_str());
     let mut name = shown.to_owned();
     name.push(format!(": {label}"));
-    command.arg0(name).args(arguments).env(init::MARKER, &marker);
-    command.envs(program.env.iter().map(|(key, value)| (key, value)));
+    command.arg0(name).args(arguments);
+    program.env.apply(&mut command);
+    command.env(init::MARKER, &marker);
     if let Some(directory) = &program.current_dir {
         command.current_dir(directory);
     }

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use procession::{Pool, TaskErrorKind};
+use procession::{Output, Pool, Process, ProcessErrorKind, StartMethod, TaskErrorKind};
 use rustix::process::{Pid, Signal, WaitOptions, getpgid};
 use serde::de::Deserializer;
 use serde::ser::{SerializeTuple, Serializer};
@@ -95,6 +95,30 @@ fn it_may_ignore_the_end_of_its_children() {
         // The system keeps no status then.
         assert_eq!(lost.exit_status(), None);
         assert!(lost.to_string().contains("did not tell how it ended"), "{lost}");
+    });
+}
+
+#[test]
+fn it_may_ignore_the_end_of_single_processes() {
+    let name = "host::it_may_ignore_the_end_of_single_processes";
+    through(&[&["env", "--ignore-signal=CHLD"]], name, async || {
+        for method in [StartMethod::Exec, StartMethod::ForkServer] {
+            let builder = Process::builder().start_method(method).stderr(Output::null());
+            let process = within(builder.spawn(|x: u64| x + 1, 1)).await.unwrap();
+            assert_eq!(within(process.join()).await.unwrap(), 2);
+            let mut process = within(builder.spawn(|_: ()| -> () { std::process::exit(3) }, ()))
+                .await
+                .unwrap();
+            // The system keeps no status then.
+            let error = within(process.wait()).await.unwrap_err();
+            assert_eq!(error.kind(), ProcessErrorKind::StatusLost);
+            assert!(!process.is_alive());
+            let error = within(process.join()).await.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.exit_status()),
+                (ProcessErrorKind::Exited, None)
+            );
+        }
     });
 }
 

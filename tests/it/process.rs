@@ -1,17 +1,18 @@
 //! One function in one process: its value, its end, what it is told and what it tells.
 
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use procession::{
-    BuildError, Output, Process, ProcessBuilder, ProcessError, ProcessErrorKind, Run, wait_any,
+    BuildError, Fd, Output, Process, ProcessBuilder, ProcessError, ProcessErrorKind, Run, wait_any,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::fuse::within;
-use crate::scene::{gone, same};
+use crate::scene::{exists, gone, same};
 
 fn quiet() -> ProcessBuilder {
     Process::builder().stdout(Output::null()).stderr(Output::null())
@@ -177,12 +178,12 @@ async fn signals_end_it_and_find_nobody_afterwards() {
     assert_eq!(process.exit_code(), Some(-15));
     process.terminate().unwrap();
     process.interrupt().unwrap();
-    process.kill();
+    process.kill().unwrap();
     let mut process = endless().await;
     process.interrupt().unwrap();
     assert_eq!(within(process.wait()).await.unwrap().signal(), Some(2));
     let process = endless().await;
-    process.kill();
+    process.kill().unwrap();
     let error = fails(process).await;
     assert_eq!(
         (error.kind(), error.exit_code()),
@@ -198,7 +199,7 @@ async fn its_sentinel_is_readable_when_it_has_ended() {
         poll(&mut fds, Some(&Timespec::default())).unwrap() == 1
     };
     assert!(!readable());
-    process.kill();
+    process.kill().unwrap();
     assert_eq!(within(wait_any(&[&process])).await.unwrap(), [0]);
     assert!(readable());
     // As soon as that is seen, so is how it ended.
@@ -208,7 +209,7 @@ async fn its_sentinel_is_readable_when_it_has_ended() {
 #[tokio::test]
 async fn the_first_of_several_to_end_is_told() {
     let processes = [endless().await, endless().await, endless().await];
-    processes[1].kill();
+    processes[1].kill().unwrap();
     assert_eq!(within(wait_any(&processes)).await.unwrap(), [1]);
     let (reader, writer) = std::io::pipe().unwrap();
     let file = std::fs::File::open("/proc/self/stat").unwrap();
@@ -226,7 +227,7 @@ async fn the_first_of_several_to_end_is_told() {
             .unwrap(),
         [1]
     );
-    processes.iter().for_each(Process::kill);
+    processes.iter().for_each(|process| process.kill().unwrap());
     for mut process in processes {
         within(process.wait()).await.unwrap();
     }
@@ -341,7 +342,7 @@ async fn a_process_may_start_others_and_waits_for_them() {
     .unwrap();
     let (_, told, other) = within(process.join()).await.unwrap();
     assert_eq!(told, ("outer:1".to_owned(), 7));
-    assert!(!crate::scene::exists(other));
+    assert!(!exists(other));
 }
 
 #[tokio::test]
@@ -464,4 +465,151 @@ async fn a_thousand_short_ones_leave_nothing() {
         pids.push(within(quiet().spawn(|_: ()| (), ())).await.unwrap().pid());
     }
     pids.into_iter().for_each(gone);
+}
+
+/// Task: ends by itself when it is told to by a byte.
+fn until_told(input: Fd) {
+    std::fs::File::from(input.into_inner())
+        .read_exact(&mut [0])
+        .unwrap();
+}
+
+#[tokio::test]
+async fn one_that_has_ended_is_buried_whether_it_is_joined_or_not() {
+    // Neither joined nor dropped.
+    let process = within(quiet().spawn(|_: ()| std::process::exit(7), ()))
+        .await
+        .unwrap();
+    within(wait_any(&[&process])).await.unwrap();
+    gone(process.pid());
+    assert!(
+        !procession::active_children()
+            .iter()
+            .any(|child| child.pid() == process.pid())
+    );
+    // Nothing is lost with it, however often it is asked.
+    for _ in 0..2 {
+        assert_eq!((process.exit_code(), process.is_alive()), (Some(7), false));
+    }
+    assert_eq!(fails::<()>(process).await.exit_code(), Some(7));
+    // Joined.
+    let process = within(quiet().spawn(|_: ()| (), ())).await.unwrap();
+    let pid = process.pid();
+    within(process).await.unwrap();
+    assert!(!exists(pid));
+    // Dropped while it runs.
+    let (input, mut told) = std::io::pipe().unwrap();
+    let process = within(quiet().name("dropped").spawn(until_told, input.into()))
+        .await
+        .unwrap();
+    let pid = process.pid();
+    drop(process);
+    let child = procession::active_children()
+        .into_iter()
+        .find(|child| child.pid() == pid)
+        .unwrap();
+    assert_eq!(
+        (child.name(), child.is_alive(), child.is_daemon()),
+        ("dropped", true, false)
+    );
+    told.write_all(b".").unwrap();
+    assert_eq!(
+        within(child.wait()).await.and_then(|status| status.code()),
+        Some(0)
+    );
+    assert!(!exists(pid));
+    assert!(
+        !procession::active_children()
+            .iter()
+            .any(|child| child.pid() == pid)
+    );
+}
+
+#[tokio::test]
+async fn killed_it_takes_its_group_along() {
+    for daemon in [false, true] {
+        let (mut output, input) = std::io::pipe().unwrap();
+        let process = within(quiet().daemon(daemon).spawn(
+            |output: Fd| {
+                let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+                let mut output = std::fs::File::from(output.into_inner());
+                output.write_all(&child.id().to_ne_bytes()).unwrap();
+                child.wait().unwrap();
+            },
+            input.into(),
+        ))
+        .await
+        .unwrap();
+        let mut pid = [0; 4];
+        output.read_exact(&mut pid).unwrap();
+        process.kill().unwrap();
+        assert_eq!(fails(process).await.exit_code(), Some(-9));
+        let pid = u32::from_ne_bytes(pid);
+        crate::fuse::eventually("the child of the process has ended", || {
+            !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+        });
+    }
+}
+
+#[tokio::test]
+async fn its_environment_is_changed_as_asked() {
+    let names = |_: ()| {
+        let names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
+        (
+            std::env::var("A").ok(),
+            names.contains(&"PATH".to_owned()),
+            names.len(),
+        )
+    };
+    let builder = quiet()
+        .envs([("A", "1"), ("B", "2")])
+        .env("A", "3")
+        .env_remove("B")
+        .env_remove("PATH");
+    let (a, path, _) = within(within(builder.spawn(names, ())).await.unwrap().join())
+        .await
+        .unwrap();
+    assert_eq!((a.as_deref(), path), (Some("3"), false));
+    let builder = quiet().env("B", "2").env_clear().env("A", "4");
+    let told = within(within(builder.spawn(names, ())).await.unwrap().join())
+        .await
+        .unwrap();
+    // And the library's own.
+    assert_eq!(told, (Some("4".to_owned()), false, 2));
+}
+
+#[tokio::test]
+async fn processes_nest_and_are_named_after_one_another() {
+    fn tree(depth: u32) -> Vec<String> {
+        let runtime = crate::scene::runtime();
+        let mut names = vec![procession::current().name];
+        if depth > 0 {
+            for _ in 0..2 {
+                let process = runtime.block_on(quiet().spawn(tree, depth - 1)).unwrap();
+                names.extend(runtime.block_on(process.join()).unwrap());
+            }
+        }
+        names
+    }
+    let process = within(quiet().name("a").spawn(tree, 2)).await.unwrap();
+    let names = within(process.join()).await.unwrap();
+    assert_eq!(names, ["a", "a:1", "a:1:1", "a:1:2", "a:2", "a:2:1", "a:2:2"]);
+    let error = within(
+        within(quiet().max_depth(0).spawn(
+            |_: ()| {
+                crate::scene::runtime()
+                    .block_on(quiet().max_depth(0).spawn(same::<u8>, 0))
+                    .map(drop)
+                    .unwrap_err()
+                    .to_string()
+            },
+            (),
+        ))
+        .await
+        .unwrap()
+        .join(),
+    )
+    .await
+    .unwrap();
+    assert!(error.contains("could not be started"), "{error}");
 }

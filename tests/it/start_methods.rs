@@ -121,7 +121,7 @@ async fn they_end_as_others_do() {
     within(process.wait()).await.unwrap();
     assert_eq!(process.exit_code(), Some(-15));
     let mut process = within(builder.spawn(park, ())).await.unwrap();
-    process.kill();
+    process.kill().unwrap();
     within(process.wait()).await.unwrap();
     assert_eq!(process.exit_code(), Some(-9));
 }
@@ -151,7 +151,7 @@ async fn a_template_that_dies_is_an_error_and_another_one_starts() {
     assert_ne!(template, other);
     // What it had made before is not concerned.
     assert!(running.is_alive());
-    running.kill();
+    running.kill().unwrap();
     let error = within(running.join()).await.map(|()| ()).unwrap_err();
     assert_eq!(error.exit_code(), Some(-9));
 }
