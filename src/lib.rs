@@ -14,7 +14,7 @@
 //! ```
 //!
 //! [`init`] is the first line of `main`; [`Pool`] has the calls, [`PoolBuilder`] its options, [`TaskError`] says what
-//! went wrong, and [`worker`] is what a task can ask about where it runs. The README compares with threads and with
+//! went wrong, and [`worker`] is what a task can ask about where it runs. [`Process`] is one function in one process. The README compares with threads and with
 //! Python's pools, and translates from Python; `examples/quickstart.rs` is where to begin to read.
 //!
 //! # The life of a task
@@ -44,6 +44,9 @@
 //! own, which is killed as a whole when the worker ends, whatever the cause, with all that the tasks started and that
 //! left the group. It has a program name and a number in `ps`. A worker whose parent has died sees the end of its
 //! connection, while it runs a task too, and ends with what it started.
+//!
+//! With [`StartMethod::ForkServer`] it is instead a copy of a process that was started so, has run the initializer, and has
+//! a single thread; this program itself is never forked. A [`Process`] is a worker that is sent one task and told to end.
 //!
 //! **Threads.** The parent has one thread, `procession`, for all its pools, which starts, watches and reaps workers,
 //! with helpers of the same name while workers are started; for each pool one thread that hears what its workers

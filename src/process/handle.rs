@@ -284,6 +284,13 @@ impl<R: DeserializeOwned> Process<R> {
     }
 }
 
+/// As what can be done without its value, for processes of several kinds together.
+impl<R> AsRef<ChildProcess> for Process<R> {
+    fn as_ref(&self) -> &ChildProcess {
+        &self.child
+    }
+}
+
 /// Awaiting a process joins it.
 impl<R: DeserializeOwned + 'static> IntoFuture for Process<R> {
     type Output = Result<R, ProcessError>;
