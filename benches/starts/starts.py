@@ -1,0 +1,64 @@
+"""Starts of processes by Python's multiprocessing, with data that is loaded first. Prints lines of a key, a tab and a
+number.
+
+usage: starts.py fork|forkserver|spawn STARTS HELD
+"""
+
+import multiprocessing
+import sys
+import time
+
+
+def first(sender):
+    """The first result, which needs what is loaded."""
+    import starts_data
+
+    sender.send(starts_data.total())
+
+
+def hold(sender, gate):
+    """Has used what is loaded, and stays."""
+    first(sender)
+    gate.recv()
+
+
+def proportional(pid):
+    """Kilobytes, what is shared divided by those who share it."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:"))
+
+
+def main():
+    method, starts, held = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    context = multiprocessing.get_context(method)
+    if method == "fork":
+        import starts_data  # noqa: F401
+    elif method == "forkserver":
+        context.set_forkserver_preload(["starts_data"])
+    times = []
+    for _ in range(starts + 1):
+        receiver, sender = context.Pipe(duplex=False)
+        began = time.perf_counter()
+        process = context.Process(target=first, args=(sender,))
+        process.start()
+        receiver.recv()
+        times.append(time.perf_counter() - began)
+        process.join()
+    print(f"first\t{times[0] * 1e3}")
+    print(f"again\t{sorted(times[1:])[(len(times) - 1) // 2] * 1e3}")
+    processes = []
+    for _ in range(held):
+        receiver, sender = context.Pipe(duplex=False)
+        behind, gate = context.Pipe(duplex=False)
+        process = context.Process(target=hold, args=(sender, behind))
+        process.start()
+        receiver.recv()
+        processes.append((process, gate))
+    print(f"memory\t{sum(proportional(process.pid) for process, _ in processes) / held / 1024}")
+    for process, gate in processes:
+        gate.send(None)
+        process.join()
+
+
+if __name__ == "__main__":
+    main()
