@@ -50,7 +50,11 @@ const CONTENDERS: [(&str, &str); 5] = [
     ("python-forkserver", "Python, forkserver"),
     ("python-spawn", "Python, spawn"),
 ];
-const METRICS: [(&str, &str); 3] = [("first", "first, ms"), ("again", "again, ms"), ("memory", "memory, MiB")];
+const METRICS: [(&str, &str); 3] = [
+    ("first", "first, ms"),
+    ("again", "again, ms"),
+    ("memory", "memory, MiB"),
+];
 
 /// How much is measured.
 #[derive(Clone, Copy)]
@@ -63,7 +67,10 @@ const FULL: Scale = Scale {
     mebibytes: 200,
     starts: 9,
 };
-const TEST: Scale = Scale { mebibytes: 1, starts: 1 };
+const TEST: Scale = Scale {
+    mebibytes: 1,
+    starts: 1,
+};
 
 fn main() -> ExitCode {
     procession::init();
@@ -104,11 +111,18 @@ fn run() -> Result<bool, Error> {
                 (Some(_), None) => continue,
             };
             for (metric, figure) in measured.iter() {
-                figures.entry((contender, metric.to_owned())).or_default().push(figure);
+                figures
+                    .entry((contender, metric.to_owned()))
+                    .or_default()
+                    .push(figure);
             }
         }
     }
-    report(&figures, rounds, python.as_ref().map(|(_, version)| version.as_str()));
+    report(
+        &figures,
+        rounds,
+        python.as_ref().map(|(_, version)| version.as_str()),
+    );
     Ok(true)
 }
 
@@ -128,7 +142,10 @@ fn report(figures: &BTreeMap<(&str, String), Vec<f64>>, rounds: usize, python: O
                 let samples = figures.get(&(contender, (*metric).to_owned()))?;
                 let least = samples.iter().copied().fold(f64::INFINITY, f64::min);
                 let most = samples.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                Some(format!("{:.2} [{least:.2} to {most:.2}]", median(samples.clone())))
+                Some(format!(
+                    "{:.2} [{least:.2} to {most:.2}]",
+                    median(samples.clone())
+                ))
             })
             .collect();
         if !cells.is_empty() {
@@ -141,13 +158,15 @@ fn report(figures: &BTreeMap<(&str, String), Vec<f64>>, rounds: usize, python: O
 static DATA: OnceLock<Vec<u8>> = OnceLock::new();
 
 fn load(mebibytes: usize) -> Result<(), String> {
-    DATA.set(vec![b'x'; mebibytes << 20]).map_err(|_| "loaded twice".to_owned())
+    DATA.set(vec![b'x'; mebibytes << 20])
+        .map_err(|_| "loaded twice".to_owned())
 }
 
 /// Task: reads every page of what was loaded.
 fn total(_: ()) -> u64 {
-    DATA.get()
-        .map_or(0, |data| data.iter().step_by(4096).map(|&byte| u64::from(byte)).sum())
+    DATA.get().map_or(0, |data| {
+        data.iter().step_by(4096).map(|&byte| u64::from(byte)).sum()
+    })
 }
 
 /// Task: has read it, and stays until it is told.
@@ -166,7 +185,9 @@ async fn ours(contender: &str, scale: Scale) -> Result<Figures, Error> {
         "forkserver" => StartMethod::ForkServer,
         other => return Err(format!("no start method {other}").into()),
     };
-    let builder = Process::builder().start_method(method).initializer(load, scale.mebibytes);
+    let builder = Process::builder()
+        .start_method(method)
+        .initializer(load, scale.mebibytes);
     let expected = u64::from(b'x') * (scale.mebibytes as u64) * 256;
     let mut times = Vec::new();
     for _ in 0..=scale.starts {
@@ -228,5 +249,8 @@ fn python() -> Option<(PathBuf, String)> {
         return None;
     };
     let version = String::from_utf8_lossy(&version.stdout);
-    Some((named.into(), version.trim().trim_start_matches("Python ").to_owned()))
+    Some((
+        named.into(),
+        version.trim().trim_start_matches("Python ").to_owned(),
+    ))
 }
