@@ -235,6 +235,8 @@ fn theirs(python: &Path, method: &str, scale: Scale) -> Command {
         .arg(folder.join("starts.py"))
         .args([method, &scale.starts.to_string(), &HELD.to_string()])
         .env("STARTS_MIB", scale.mebibytes.to_string())
+        // What a template of Python's imports first it finds through this alone.
+        .env("PYTHONPATH", &folder)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }
