@@ -6,6 +6,7 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, getpid, kill_current_process_group, set_child_subreaper,
@@ -61,9 +62,7 @@ pub(crate) fn run(depth: u32) -> ! {
         }
     };
     // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
-    bury_all();
-    Sweep::new(getpid(), None).run(LONGEST_SWEEP);
-    bury_all();
+    end_descendants();
     exit(status)
 }
 
@@ -249,8 +248,7 @@ pub(super) fn die() -> ! {
     };
     setrlimit(Resource::Nproc, none).ok();
     yield_to_this_thread();
-    bury_all();
-    Sweep::new(getpid(), None).run(LONGEST_SWEEP);
+    end_descendants();
     // Only as the leader of a group of its own: a launcher may have put the worker into somebody else's.
     if Stat::of(getpid()).is_some_and(|own| own.group == getpid().as_raw_pid()) {
         kill_current_process_group(Signal::KILL).ok();
@@ -273,9 +271,29 @@ fn yield_to_this_thread() {
     }
 }
 
-/// Waits for children that have ended: a parent that adopts them would otherwise have to.
-fn bury_all() {
-    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+/// Ends and buries what this worker has started.
+///
+/// Nearly always there is nothing, and no look into `/proc` is needed to know it. Such a look would cost the parent,
+/// too: what the kernel has there of a process with several threads takes it milliseconds to clear away, now and then.
+fn end_descendants() {
+    if bury_all() {
+        Sweep::new(getpid(), None).run(LONGEST_SWEEP);
+        bury_all();
+    }
+}
+
+/// Waits for children that have ended: a parent that adopts them would otherwise have to. Whether there are others.
+fn bury_all() -> bool {
+    let mut options = WaitOptions::NOHANG;
+    // `__WALL`: those too whose end sends no SIGCHLD.
+    options |= WaitOptions::from_bits_retain(0x4000_0000);
+    loop {
+        match wait(options) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Err(Errno::CHILD) => return false,
+            _ => return true,
+        }
+    }
 }
 
 fn invalid(message: impl Into<String>) -> io::Error {
