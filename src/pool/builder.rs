@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::iter;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -509,6 +510,8 @@ impl PoolBuilder {
 
     /// Starts the workers and returns when all of them are ready.
     ///
+    /// Blocks for the time of one system call that starts a process, as tokio's own processes do.
+    ///
     /// The pool lives on the tokio runtime that this runs on, and is terminated when that is shut down. On a
     /// current-thread runtime, and outside of any, the library's own thread does the pool's work, so that it goes on
     /// while the runtime is not polled. On a multi-thread runtime its threads do; one whose threads all block, in
@@ -564,13 +567,14 @@ impl PoolBuilder {
         let services = Arc::new(Services::new(home, own.clone(), Arc::clone(&ears)));
         let first = 0..config.least_workers;
         let mut ready: Vec<_> = first.map(|worker| services.first_start(worker)).collect();
-        let (mut shared, starts) = Shared::new(config, user.clone());
+        let (mut shared, mut starts) = Shared::new(config, user.clone());
         shared.ears = Some(ears);
         let shared = Arc::new(shared);
         if let Some(user) = user {
             supervisor::watch_runtime(&shared, &user);
         }
         shared.act(shared.lock());
+        supervisor::start_first(&shared, &services, iter::from_fn(|| starts.try_recv().ok()));
         own.spawn(keeper::keep(Arc::clone(&shared), services, starts));
         // Workers are on their way by now, and have nothing to say or to allocate yet.
         claim::begin();

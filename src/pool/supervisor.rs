@@ -3,12 +3,14 @@
 //! Supervisors run on the library's own runtime, so that no child is left unburied when another runtime ends.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::future::ready;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -24,12 +26,14 @@ use crate::process::handshake::{HandshakeError, HandshakeFailure, greeting, hand
 #[cfg(feature = "tracing")]
 use crate::process::listen::events_pipe;
 use crate::process::listen::{Ears, Process, pipe};
+use crate::process::memory::WorkerMemory;
 use crate::process::output::{OutputStream, Sink};
 use crate::process::spawn::{Spawned, spawn};
 use crate::runtime::Crew;
 use crate::shared::ledger::Ledger;
+use crate::wire::frame::Outgoing;
 use crate::wire::message::{Failure, InitFailure, LimitOption, Stdout, Welcome, message_limit};
-use crate::wire::transport::datagram_pair;
+use crate::wire::transport::{Outbox, datagram_pair};
 
 /// Starts that fail one after the other, while no worker runs, before the pool gives up.
 const START_ATTEMPTS: u32 = 5;
@@ -93,7 +97,27 @@ impl Services {
     }
 }
 
-/// One worker's life: start, greeting, tasks, end.
+/// Starts the first workers, one of them on this thread: nobody else has to be woken for it. Blocks for as long as
+/// that takes.
+pub(super) fn start_first(
+    shared: &Arc<Shared>,
+    services: &Arc<Services>,
+    orders: impl IntoIterator<Item = Start>,
+) {
+    let mut orders = orders.into_iter();
+    let Some(here) = orders.next() else { return };
+    let others: Vec<_> = orders
+        .map(|order| (order, begin_elsewhere(shared, services, order)))
+        .collect();
+    let begun = ready(Some(begin(shared, services, here)));
+    let live_on = |order, begun| live(Arc::clone(shared), Arc::clone(services), order, begun);
+    services.own.spawn(live_on(here, begun.left_future()));
+    for (order, begun) in others {
+        services.own.spawn(live_on(order, begun.right_future()));
+    }
+}
+
+/// Starts a worker when it is time, and stays with it.
 pub(crate) async fn supervise(shared: Arc<Shared>, services: Arc<Services>, order: Start) {
     let Start {
         worker,
@@ -107,7 +131,25 @@ pub(crate) async fn supervise(shared: Arc<Shared>, services: Arc<Services>, orde
         shared.not_started(worker);
         return;
     }
-    match start(&shared, &services, worker, number).await {
+    let begun = begin_elsewhere(&shared, &services, order);
+    live(shared, services, order, begun).await;
+}
+
+/// One worker's life: start, greeting, tasks, end.
+async fn live(
+    shared: Arc<Shared>,
+    services: Arc<Services>,
+    order: Start,
+    begun: impl Future<Output = Option<Result<Begun, BuildError>>>,
+) {
+    let Start { worker, number, .. } = order;
+    // Otherwise the thread that started it is gone, and the process with it.
+    let begun = begun.await.unwrap_or(Err(BuildError::Closed));
+    let started = match begun {
+        Ok(begun) => greet(&shared, &services, order, begun).await,
+        Err(error) => Err(error),
+    };
+    match started {
         Ok((child, link)) => {
             let is_attached = attach(&shared, &services, &link);
             if is_attached {
@@ -164,13 +206,33 @@ async fn unwanted(shared: &Shared, worker: usize) {
     }
 }
 
-/// Starts a process and makes a worker of it.
-async fn start(
-    shared: &Shared,
-    services: &Services,
-    place: usize,
-    worker: usize,
-) -> Result<(Child, Arc<Link>), BuildError> {
+/// A process that has been started and not been greeted.
+struct Begun {
+    child: Child,
+    connection: Arc<OwnedFd>,
+    control: OwnedFd,
+    /// What has not been sent of the greeting.
+    greeting: Outbox<Outgoing>,
+    process: u64,
+    ledger: Ledger,
+    memory: WorkerMemory,
+}
+
+/// [`begin`] on a thread of those that do so, which is on its way when this returns.
+fn begin_elsewhere(
+    shared: &Arc<Shared>,
+    services: &Arc<Services>,
+    order: Start,
+) -> impl Future<Output = Option<Result<Begun, BuildError>>> + use<> {
+    let (shared, its_services) = (Arc::clone(shared), Arc::clone(services));
+    services
+        .starters
+        .run(move || begin(&shared, &its_services, order))
+}
+
+/// Starts a process. Blocks until the new program is in place.
+fn begin(shared: &Shared, services: &Services, order: Start) -> Result<Begun, BuildError> {
+    let worker = order.number;
     let config = &shared.config;
     let io = |action| {
         move |error| BuildError::Io {
@@ -224,29 +286,15 @@ async fn start(
         spin: config.spin,
     };
     let label = format!("{} {} {worker}", config.name, config.worker_name);
-    let program = config.program.clone();
-    let greeting = greeting(&welcome, fds);
-    let spawned = services
-        .starters
-        .run(move || spawn(&program, &label, depth, stderr, greeting))
-        .await;
-    let spawned = match spawned {
-        Some(Ok(spawned)) => spawned,
-        Some(Err(error)) => {
-            return Err(BuildError::Spawn {
-                program: config.program.path().to_owned(),
-                source: Arc::new(error),
-            });
-        }
-        // The thread that started it is gone, and the process with it.
-        None => return Err(BuildError::Closed),
-    };
+    let spawned = spawn(&config.program, &label, depth, stderr, greeting(&welcome, fds));
     let Spawned {
         child,
         connection,
         greeting,
-    } = spawned;
-    let killer = child.killer();
+    } = spawned.map_err(|error| BuildError::Spawn {
+        program: config.program.path().to_owned(),
+        source: Arc::new(error),
+    })?;
     let speaker = Process {
         number: process,
         worker,
@@ -268,7 +316,40 @@ async fn start(
     if let Some(pipe) = stdout_pipe {
         ears.listen(&speaker, OutputStream::Stdout, config.stdout.sink.clone(), pipe);
     }
+    Ok(Begun {
+        child,
+        connection,
+        control,
+        greeting,
+        process,
+        ledger,
+        memory,
+    })
+}
 
+/// Makes a worker of a process that has been started.
+async fn greet(
+    shared: &Shared,
+    services: &Services,
+    order: Start,
+    begun: Begun,
+) -> Result<(Child, Arc<Link>), BuildError> {
+    let Start {
+        worker: place,
+        number: worker,
+        ..
+    } = order;
+    let Begun {
+        child,
+        connection,
+        control,
+        greeting,
+        process,
+        ledger,
+        memory,
+    } = begun;
+    let config = &shared.config;
+    let killer = child.killer();
     let limit = message_limit(config.max_frame_size);
     let mut stop = shared.stop.subscribe();
     let greeted = tokio::select! {
