@@ -637,8 +637,9 @@ impl PoolBuilder {
                 limit: max_depth,
             });
         }
+        let processors = cpus::available();
         let (least_workers, workers) = match workers {
-            None => (cpus::available(), cpus::available()),
+            None => (processors, processors),
             Some((_, 0)) => return invalid("workers", "a pool has at least one worker"),
             Some((_, most)) if most > MOST_WORKERS => return invalid("workers", "more than 4096"),
             Some((least, most)) if least > most => {
@@ -695,7 +696,6 @@ impl PoolBuilder {
         }
         limits.check(workers)?;
         // On a single processor nothing comes while somebody looks for it.
-        let processors = cpus::available();
         let (spin, lookers) = match processors {
             1 => (Duration::ZERO, 0),
             _ if spin.is_zero() => (spin, 0),
