@@ -571,7 +571,10 @@ async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link
         }
     };
     link.close();
-    let stderr = last_words(services, link.process).await;
+    let words = last_words(services, link.process);
+    // Where nothing went wrong nobody asks for them.
+    let is_well = link.killer.has_obeyed(status) && link.ledger.started().is_empty();
+    let stderr = if is_well { String::new() } else { words.await };
     let resident = link.ledger.resident_at_end();
     let out_of_memory = link.memory.cause(status, resident, &stderr);
     let loss = WorkerLoss {
@@ -601,10 +604,10 @@ async fn kill_unless(
     }
 }
 
-async fn last_words(services: &Services, process: u64) -> String {
-    timeout(LAST_WORDS, services.ears.settle(process))
-        .await
-        .unwrap_or_default()
+/// The last words of a dead worker. From here on nothing more is heard of it.
+fn last_words(services: &Services, process: u64) -> impl Future<Output = String> + use<> {
+    let words = services.ears.settle(process);
+    async { timeout(LAST_WORDS, words).await.unwrap_or_default() }
 }
 
 /// Ends the pool with the runtime that it was built on.
