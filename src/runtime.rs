@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
+use futures::FutureExt;
 use rustix::thread::sched_getaffinity;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
@@ -98,11 +99,11 @@ impl fmt::Debug for Crew {
 }
 
 impl Crew {
-    /// Where the system has no more threads, it runs here.
-    pub(crate) async fn run<T: Send + 'static>(
+    /// It is on its way when this returns. Where the system has no more threads, it has run here.
+    pub(crate) fn run<T: Send + 'static, F: FnOnce() -> T + Send + 'static>(
         self: &Arc<Self>,
-        run: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
+        run: F,
+    ) -> impl Future<Output = Option<T>> + use<T, F> {
         let (done, is_done) = oneshot::channel();
         // Nobody may wait for it any more.
         if self.push(Box::new(move || drop(done.send(run())))) {
@@ -114,7 +115,7 @@ impl Crew {
                 self.work();
             }
         }
-        is_done.await.ok()
+        is_done.map(Result::ok)
     }
 
     /// Whether it takes one more thread: there are at most as many as there are processors.

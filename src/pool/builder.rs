@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::iter;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -512,6 +513,8 @@ impl PoolBuilder {
 
     /// Starts the workers and returns when all of them are ready.
     ///
+    /// Blocks for the time of one system call that starts a process, as tokio's own processes do.
+    ///
     /// The pool lives on the tokio runtime that this runs on, and is terminated when that is shut down. On a
     /// current-thread runtime, and outside of any, the library's own thread does the pool's work, so that it goes on
     /// while the runtime is not polled. On a multi-thread runtime its threads do; one whose threads all block, in
@@ -574,7 +577,7 @@ impl PoolBuilder {
         ));
         let first = 0..config.least_workers;
         let mut ready: Vec<_> = first.map(|worker| services.first_start(worker)).collect();
-        let (mut shared, starts) = Shared::new(config, user.clone());
+        let (mut shared, mut starts) = Shared::new(config, user.clone());
         shared.ears = Some(ears);
         shared.template = template;
         let shared = Arc::new(shared);
@@ -582,6 +585,7 @@ impl PoolBuilder {
             supervisor::watch_runtime(&shared, &user);
         }
         shared.act(shared.lock());
+        supervisor::start_first(&shared, &services, iter::from_fn(|| starts.try_recv().ok()));
         own.spawn(keeper::keep(Arc::clone(&shared), services, starts));
         // Workers are on their way by now, and have nothing to say or to allocate yet.
         claim::begin();
@@ -648,8 +652,9 @@ impl PoolBuilder {
                 limit: max_depth,
             });
         }
+        let processors = cpus::available();
         let (least_workers, workers) = match workers {
-            None => (cpus::available(), cpus::available()),
+            None => (processors, processors),
             Some((_, 0)) => return invalid("workers", "a pool has at least one worker"),
             Some((_, most)) if most > MOST_WORKERS => return invalid("workers", "more than 4096"),
             Some((least, most)) if least > most => {
@@ -706,7 +711,6 @@ impl PoolBuilder {
         }
         limits.check(workers)?;
         // On a single processor nothing comes while somebody looks for it.
-        let processors = cpus::available();
         let (spin, lookers) = match processors {
             1 => (Duration::ZERO, 0),
             _ if spin.is_zero() => (spin, 0),

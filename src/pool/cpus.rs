@@ -2,7 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+/// How long a quota counts that was read, for the next pool.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Processors that this process may use: its affinity, bounded by the processor quota of its cgroups, which is
 /// rounded up; at least 1.
@@ -13,12 +18,26 @@ pub(crate) fn available() -> usize {
     let count = affinity
         .filter(|&count| count > 0)
         .or_else(|| available_parallelism().ok().map(usize::from));
-    let quota = fs::read_to_string("/proc/self/cgroup").ok().and_then(|cgroups| {
+    count.unwrap_or(1).min(quota().unwrap_or(usize::MAX)).max(1)
+}
+
+/// The quota of this process's cgroups. To read it takes a tenth of the time in which a process starts.
+fn quota() -> Option<usize> {
+    static READ: Mutex<Option<(Instant, Option<usize>)>> = Mutex::new(None);
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((at, quota)) = *read
+        && at.elapsed() < FRESH
+    {
+        return quota;
+    }
+    let cgroups = fs::read_to_string("/proc/self/cgroup").ok();
+    let quota = cgroups.and_then(|cgroups| {
         cgroup_quota(&cgroups, |path| {
             fs::read_to_string(Path::new("/sys/fs/cgroup").join(path)).ok()
         })
     });
-    count.unwrap_or(1).min(quota.unwrap_or(usize::MAX)).max(1)
+    *read = Some((Instant::now(), quota));
+    quota
 }
 
 /// The smallest quota on the way from this process's cgroups up to their roots. `read` gives the content of files

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::future::pending;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use event_listener::Event;
+use futures::future::select;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::admission::Capacity;
 use super::builder::Config;
@@ -604,9 +609,15 @@ impl Shared {
     pub(crate) async fn settled(&self) {
         self.all_gone().await;
         if let (Some(ears), Ok(own)) = (&self.ears, runtime::handle()) {
-            let (ears, grace) = (Arc::clone(ears), self.config.shutdown_grace);
-            // It needs timers, which the caller's runtime may not have.
-            own.spawn(async move { ears.flushed(grace).await }).await.ok();
+            let grace = self.config.shutdown_grace;
+            // On the library's runtime, for the caller's may have no timers. It ends when it is dropped.
+            let mut timer = JoinSet::new();
+            let too_late = async {
+                timer.spawn_on(async move { timeout(grace, pending::<()>()).await }, own);
+                timer.join_next().await;
+            };
+            // What is passed on later is not lost, only late.
+            select(pin!(ears.flushed()), pin!(too_late)).await;
         }
         self.callbacks.settled().await;
     }

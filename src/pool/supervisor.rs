@@ -3,10 +3,13 @@
 //! Supervisors run on the library's own runtime, so that no child is left unburied when another runtime ends.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -20,13 +23,15 @@ use crate::process::child::Child;
 use crate::process::handshake::{HandshakeFailure, handshake};
 #[cfg(feature = "tracing")]
 use crate::process::launch::refused;
-use crate::process::launch::{Launched, Method, Order, Report, launch};
-#[cfg(feature = "tracing")]
-use crate::process::listen::events_pipe;
+use crate::process::launch::{Launched, Order, Report, copy, execute};
 use crate::process::listen::{Ears, Speaker};
-use crate::process::streams::Streams;
+#[cfg(feature = "tracing")]
+use crate::process::listen::{Pipe, events_pipe};
+use crate::process::memory::WorkerMemory;
+use crate::process::streams::{Heard, Streams};
 use crate::process::template::Template;
 use crate::runtime::Crew;
+use crate::wire::mark::Token;
 use crate::wire::message::{Role, Welcome, message_limit};
 
 /// Starts that fail one after the other, while no worker runs, before the pool gives up.
@@ -73,13 +78,6 @@ impl Services {
         }
     }
 
-    fn method(&self) -> Method<'_> {
-        match &self.template {
-            Some(template) => Method::Fork(template),
-            None => Method::Exec(&self.starters),
-        }
-    }
-
     /// Tells how the start of the worker at index `worker` goes, which has not begun.
     pub(crate) fn first_start(&self, worker: usize) -> oneshot::Receiver<Result<(), BuildError>> {
         let (builder, result) = oneshot::channel();
@@ -98,7 +96,33 @@ impl Services {
     }
 }
 
-/// One worker's life: start, greeting, tasks, end.
+/// Starts the first workers, one of them on this thread: nobody else has to be woken for it. Blocks for as long as
+/// that takes.
+pub(super) fn start_first(
+    shared: &Arc<Shared>,
+    services: &Arc<Services>,
+    orders: impl IntoIterator<Item = Start>,
+) {
+    let mut orders = orders.into_iter();
+    let here = match &services.template {
+        None => orders.next(),
+        Some(_) => None,
+    };
+    let mut begun: Vec<_> = orders
+        .map(|order| (order, begin_elsewhere(shared, services, order)))
+        .collect();
+    if let Some(here) = here {
+        let first = begin(shared, services, here);
+        begun.push((here, ready(Some(first)).boxed()));
+    }
+    for (order, begun) in begun {
+        services
+            .own
+            .spawn(live(Arc::clone(shared), Arc::clone(services), order, begun));
+    }
+}
+
+/// Starts a worker when it is time, and stays with it.
 pub(crate) async fn supervise(shared: Arc<Shared>, services: Arc<Services>, order: Start) {
     let Start {
         worker,
@@ -112,7 +136,20 @@ pub(crate) async fn supervise(shared: Arc<Shared>, services: Arc<Services>, orde
         shared.not_started(worker);
         return;
     }
-    match start(&shared, &services, worker, number).await {
+    let begun = begin_elsewhere(&shared, &services, order);
+    live(shared, services, order, begun).await;
+}
+
+/// One worker's life: start, greeting, tasks, end.
+async fn live(shared: Arc<Shared>, services: Arc<Services>, order: Start, begun: Beginning) {
+    let Start { worker, number, .. } = order;
+    // Otherwise the thread that started it is gone, and the process with it.
+    let begun = begun.await.unwrap_or(Err(BuildError::Closed));
+    let started = match begun {
+        Ok(begun) => greet(&shared, &services, order, begun).await,
+        Err(error) => Err(error),
+    };
+    match started {
         Ok((child, link)) => {
             let is_attached = attach(&shared, &services, &link);
             if is_attached {
@@ -169,81 +206,167 @@ async fn unwanted(shared: &Shared, worker: usize) {
     }
 }
 
-/// Starts a process and makes a worker of it.
-async fn start(
+/// A process that has been started and not been greeted.
+struct Begun {
+    launched: Launched,
+    process: u64,
+    memory: WorkerMemory,
+}
+
+/// What is made of a started process; `None` where the thread is gone that should have started it, and the process with
+/// it.
+type Beginning = BoxFuture<'static, Option<Result<Begun, BuildError>>>;
+
+/// Begins to start a process, somewhere else, which is on its way when this returns.
+fn begin_elsewhere(shared: &Arc<Shared>, services: &Arc<Services>, order: Start) -> Beginning {
+    let (shared, its_services) = (Arc::clone(shared), Arc::clone(services));
+    match &services.template {
+        None => services
+            .starters
+            .run(move || begin(&shared, &its_services, order))
+            .boxed(),
+        Some(template) => {
+            let template = Arc::clone(template);
+            async move {
+                let starting = Starting::new(&shared, &its_services, order);
+                Some(match starting {
+                    Ok((order, starting)) => {
+                        let launched = copy(order, &template).await;
+                        launched.map(|launched| starting.begun(&its_services, launched))
+                    }
+                    Err(error) => Err(error),
+                })
+            }
+            .boxed()
+        }
+    }
+}
+
+/// Starts a process. Blocks until the new program is in place.
+fn begin(shared: &Shared, services: &Services, order: Start) -> Result<Begun, BuildError> {
+    let (order, starting) = Starting::new(shared, services, order)?;
+    let launched = execute(order)?;
+    Ok(starting.begun(services, launched))
+}
+
+/// This process's side of one that is about to be started.
+struct Starting {
+    worker: usize,
+    process: u64,
+    memory: WorkerMemory,
+    token: Option<Token>,
+    heard: Heard,
+    #[cfg(feature = "tracing")]
+    events: Option<Pipe>,
+}
+
+impl Starting {
+    fn new(shared: &Shared, services: &Services, order: Start) -> Result<(Order, Self), BuildError> {
+        let worker = order.number;
+        let config = &shared.config;
+        let (limits, memory) = config.limits.prepare(worker)?;
+        let streams = Streams::through_here(&config.stdout, &config.stderr)?;
+        let stdout = streams.stdout;
+        let (stdout_fd, stderr, heard) = streams.divide();
+        let words = config.words();
+        let token = words.token;
+        let mut fds = Vec::new();
+        #[cfg(feature = "tracing")]
+        let events = match words.events {
+            Some(_) => {
+                let (pipe, fd) = events_pipe().map_err(refused("make a pipe for a worker's events"))?;
+                fds.push(fd);
+                Some(pipe)
+            }
+            None => None,
+        };
+        fds.extend(stdout_fd);
+        let welcome = Welcome {
+            role: Role::Worker {
+                pool: config.name.clone(),
+                worker,
+            },
+            depth: config.depth,
+            max_frame_size: config.max_frame_size,
+            tasks_per_worker: config.tasks_per_worker,
+            // A copy of the template has that behind it.
+            initializer: config.initializer.clone().filter(|_| services.template.is_none()),
+            measures_memory: config.max_worker_memory.is_some(),
+            stdout,
+            limits,
+            words,
+            spin: config.spin,
+        };
+        let order = Order {
+            program: config.program.clone(),
+            label: format!("{} {} {worker}", config.name, config.worker_name),
+            welcome,
+            stderr,
+            fds,
+            message: None,
+        };
+        let starting = Self {
+            worker,
+            process: services.ears.number(),
+            memory,
+            token,
+            heard,
+            #[cfg(feature = "tracing")]
+            events,
+        };
+        Ok((order, starting))
+    }
+
+    /// The process is there.
+    fn begun(self, services: &Services, launched: Launched) -> Begun {
+        let speaker = Speaker {
+            number: self.process,
+            worker: self.worker,
+            name: None,
+            pid: launched.child.pid(),
+            ledger: Arc::clone(&launched.heard),
+            token: self.token,
+        };
+        self.heard.listen(&services.ears, &speaker);
+        #[cfg(feature = "tracing")]
+        if let Some(pipe) = self.events {
+            services.ears.listen_events(&speaker, pipe);
+        }
+        Begun {
+            launched,
+            process: self.process,
+            memory: self.memory,
+        }
+    }
+}
+
+/// Makes a worker of a process that has been started.
+async fn greet(
     shared: &Shared,
     services: &Services,
-    place: usize,
-    worker: usize,
+    order: Start,
+    begun: Begun,
 ) -> Result<(Child, Arc<Link>), BuildError> {
-    let config = &shared.config;
-    let (limits, memory) = config.limits.prepare(worker)?;
-    let process = services.ears.number();
-    let streams = Streams::through_here(&config.stdout, &config.stderr)?;
-    let stdout = streams.stdout;
-    let (stdout_fd, stderr, heard_streams) = streams.divide();
-    let words = config.words();
-    #[cfg(feature = "tracing")]
-    let events_pipe = match words.events {
-        Some(_) => Some(events_pipe().map_err(refused("make a pipe for a worker's events"))?),
-        None => None,
-    };
-
-    let token = words.token;
-    let mut fds = Vec::new();
-    #[cfg(feature = "tracing")]
-    let events_pipe = events_pipe.map(|(pipe, fd)| {
-        fds.push(fd);
-        pipe
-    });
-    fds.extend(stdout_fd);
-    let welcome = Welcome {
-        role: Role::Worker {
-            pool: config.name.clone(),
-            worker,
-        },
-        depth: config.depth,
-        max_frame_size: config.max_frame_size,
-        tasks_per_worker: config.tasks_per_worker,
-        // A copy of the template has that behind it.
-        initializer: config.initializer.clone().filter(|_| services.template.is_none()),
-        measures_memory: config.max_worker_memory.is_some(),
-        stdout,
-        limits,
-        words,
-        spin: config.spin,
-    };
-    let order = Order {
-        program: config.program.clone(),
-        label: format!("{} {} {worker}", config.name, config.worker_name),
-        welcome,
-        stderr,
-        fds,
-        message: None,
-    };
+    let Start {
+        worker: place,
+        number: worker,
+        ..
+    } = order;
+    let Begun {
+        launched,
+        process,
+        memory,
+    } = begun;
     let Launched {
         child,
         connection,
         control,
         ledger,
-        heard,
+        heard: _,
         greeting,
-    } = launch(order, services.method()).await?;
+    } = launched;
+    let config = &shared.config;
     let killer = child.killer();
-    let speaker = Speaker {
-        number: process,
-        worker,
-        name: None,
-        pid: child.pid(),
-        ledger: heard,
-        token,
-    };
-    heard_streams.listen(&services.ears, &speaker);
-    #[cfg(feature = "tracing")]
-    if let Some(pipe) = events_pipe {
-        services.ears.listen_events(&speaker, pipe);
-    }
-
     let limit = message_limit(config.max_frame_size);
     let mut stop = shared.stop.subscribe();
     let greeted = tokio::select! {
@@ -361,7 +484,10 @@ async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link
         }
     };
     link.close();
-    let stderr = last_words(services, link.process).await;
+    let words = last_words(services, link.process);
+    // Where nothing went wrong nobody asks for them.
+    let is_well = link.killer.has_obeyed(status) && link.ledger.started().is_empty();
+    let stderr = if is_well { String::new() } else { words.await };
     let resident = link.ledger.resident_at_end();
     let out_of_memory = link.memory.cause(status, resident, &stderr);
     let loss = WorkerLoss {
@@ -391,10 +517,10 @@ async fn kill_unless(
     }
 }
 
-async fn last_words(services: &Services, process: u64) -> String {
-    timeout(LAST_WORDS, services.ears.settle(process))
-        .await
-        .unwrap_or_default()
+/// The last words of a dead worker. From here on nothing more is heard of it.
+fn last_words(services: &Services, process: u64) -> impl Future<Output = String> + use<> {
+    let words = services.ears.settle(process);
+    async { timeout(LAST_WORDS, words).await.unwrap_or_default() }
 }
 
 /// Ends the pool with the runtime that it was built on.

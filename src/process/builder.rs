@@ -7,12 +7,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::child::Child;
@@ -20,7 +21,7 @@ use super::children;
 use super::error::{Cause, ProcessError};
 use super::handle::{Process, Run};
 use super::identity::current;
-use super::launch::{Method, Order, launch, refused};
+use super::launch::{Launched, Order, copy, execute, refused};
 use super::life::{Care, Life, live};
 use super::limits::{LimitOptions, bounded};
 use super::listen::{Ears, Speaker};
@@ -31,7 +32,6 @@ use super::streams::{Heard, Streams, ears};
 use super::template::{Plan, Template};
 use crate::error::BuildError;
 use crate::memory::MemoryMechanism;
-use crate::runtime::Crew;
 use crate::task::initializer::{Initializer, InitializerOutcome};
 use crate::task::{encode, entry};
 use crate::wire::codec::EncodeError;
@@ -296,7 +296,8 @@ impl ProcessBuilder {
         self
     }
 
-    /// Starts a process that runs `function` with `argument`, and gives its handle as soon as it is on its way.
+    /// Starts a process that runs `function` with `argument`, and gives its handle as soon as it is on its way. Executing
+    /// the program blocks for half a millisecond or so, as every way to do that does.
     ///
     /// # Errors
     ///
@@ -364,7 +365,8 @@ impl ProcessBuilder {
         let starting = self.prepare(&name, message);
         async move {
             let failed = |cause| ProcessError::new(&name, None, None, cause);
-            let life = start(starting.map_err(failed)?).await;
+            let (order, starting) = starting.map_err(failed)?;
+            let life = start(order, starting).await;
             life.map(Process::new)
                 .map_err(|error| failed(Cause::Start(error)))
         }
@@ -431,7 +433,11 @@ impl ProcessBuilder {
     }
 
     /// Makes what the process is started with.
-    fn prepare(&self, name: &str, message: Result<Outgoing, EncodeError>) -> Result<Starting, Cause> {
+    fn prepare(
+        &self,
+        name: &str,
+        message: Result<Outgoing, EncodeError>,
+    ) -> Result<(Order, Starting), Cause> {
         self.check(name)?;
         let message = message?;
         let (limits, memory) = self.limits.prepare(0)?;
@@ -477,10 +483,9 @@ impl ProcessBuilder {
             true => None,
             false => Some(ears()?),
         };
-        Ok(Starting {
+        let starting = Starting {
             name: name.to_owned(),
             is_daemon: self.is_daemon,
-            order,
             ears,
             heard,
             template: self.template()?,
@@ -492,54 +497,56 @@ impl ProcessBuilder {
                 memory,
                 heard: None,
             },
-        })
+        };
+        Ok((order, starting))
     }
 }
 
-/// A process that is about to be started.
+/// This process's side of one that is about to be started.
 struct Starting {
     name: String,
     is_daemon: bool,
-    order: Order,
     ears: Option<&'static Arc<Ears>>,
     heard: Heard,
     template: Option<Arc<Template>>,
     care: Care,
 }
 
-/// Starts a process, which is looked after from then on whoever waits for this.
-async fn start(starting: Starting) -> Result<Arc<Life>, BuildError> {
-    static CREW: LazyLock<Arc<Crew>> = LazyLock::new(Arc::default);
+/// Starts a process, which is looked after from then on, whoever waits for this.
+async fn start(order: Order, starting: Starting) -> Result<Arc<Life>, BuildError> {
     let own = runtime::handle().map_err(refused("start the library's thread"))?;
+    let Some(template) = starting.template.clone() else {
+        // Here, for nobody else has to be woken then.
+        return starting.begin(execute(order)?, own);
+    };
     let (started, is_started) = oneshot::channel();
     own.spawn(async move {
-        let Starting {
+        let launched = copy(order, &template).await;
+        // Who asked for it may have stopped waiting.
+        started
+            .send(launched.and_then(|launched| starting.begin(launched, own)))
+            .ok();
+    });
+    is_started.await.unwrap_or(Err(BuildError::Closed))
+}
+
+impl Starting {
+    /// The process is there: it has a life from now on.
+    fn begin(self, launched: Launched, own: &Handle) -> Result<Arc<Life>, BuildError> {
+        let Self {
             name,
             is_daemon,
-            order,
             ears,
             heard,
-            template,
+            template: _,
             mut care,
-        } = starting;
-        let method = match &template {
-            Some(template) => Method::Fork(template),
-            None => Method::Exec(&CREW),
-        };
-        let launched = match launch(order, method).await {
-            Ok(launched) => launched,
-            Err(error) => {
-                started.send(Err(error)).ok();
-                return;
-            }
-        };
+        } = self;
         let sentinel = match sentinel(&launched.child) {
             Ok(sentinel) => sentinel,
             Err(error) => {
                 launched.child.killer().kill();
-                launched.child.wait().await;
-                started.send(Err(refused("make an event descriptor")(error))).ok();
-                return;
+                own.spawn(launched.child.wait());
+                return Err(refused("make an event descriptor")(error));
             }
         };
         let life = Arc::new(Life::new(name, is_daemon, &launched.child, sentinel));
@@ -557,10 +564,9 @@ async fn start(starting: Starting) -> Result<Arc<Life>, BuildError> {
             heard.listen(ears, &speaker);
             care.heard = Some((ears, number));
         }
-        started.send(Ok(Arc::clone(&life))).ok();
-        live(life, launched, care).await;
-    });
-    is_started.await.unwrap_or(Err(BuildError::Closed))
+        own.spawn(live(Arc::clone(&life), launched, care));
+        Ok(life)
+    }
 }
 
 /// What is readable when the process has ended.

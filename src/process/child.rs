@@ -169,8 +169,7 @@ impl Child {
         }
         let status = self.process.wait().ok();
         // One that ended as it was told has seen to what it started.
-        let is_well = killer.ending.load(Ordering::Acquire) && status.is_some_and(|status| status.success());
-        if !is_well && !killer.swept.load(Ordering::Acquire) {
+        if !killer.has_obeyed(status) && !killer.swept.load(Ordering::Acquire) {
             let search = marked::kill(&killer.marker);
             tokio::time::timeout(SEARCH, search).await.ok();
         }
@@ -256,6 +255,11 @@ impl Killer {
     /// Takes note that the process is told to end by itself.
     pub(crate) fn expect_end(&self) {
         self.ending.store(true, Ordering::Release);
+    }
+
+    /// Whether one that has ended with `status` did so because it was told to.
+    pub(crate) fn has_obeyed(&self, status: Option<ExitStatus>) -> bool {
+        self.ending.load(Ordering::Acquire) && status.is_some_and(|status| status.success())
     }
 
     /// Kills the process, its group, and all that it started, now. One that has been waited for is left alone.

@@ -13,7 +13,6 @@ use super::spawn::{Line, Program, Spawned, greet, spawn};
 use super::template::Template;
 use crate::error::{BuildError, StartPhase};
 use crate::memory::OutOfMemory;
-use crate::runtime::Crew;
 use crate::shared::ledger::Ledger;
 use crate::wire::frame::Outgoing;
 use crate::wire::message::{Failure, InitFailure, LimitOption, Welcome, kind};
@@ -49,68 +48,90 @@ pub(crate) struct Launched {
     pub(crate) greeting: Outbox<Outgoing>,
 }
 
-/// How a process comes to be.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Method<'a> {
-    /// The program is executed. That blocks until it is in place.
-    Exec(&'a Arc<Crew>),
-    /// A template is copied.
-    Fork(&'a Template),
+/// What an order comes to before there is a process.
+struct Prepared {
+    depth: u32,
+    stderr: OwnedFd,
+    control: OwnedFd,
+    ledger: Ledger,
+    heard: Ledger,
+    greeting: Outbox<Outgoing>,
 }
 
-/// Starts a process.
-pub(crate) async fn launch(order: Order, method: Method<'_>) -> Result<Launched, BuildError> {
-    let Order {
-        program,
-        label,
-        welcome,
-        stderr,
-        fds: others,
-        message,
-    } = order;
-    let lanes = welcome.tasks_per_worker;
-    let (ledger, ledger_fd) = Ledger::create(lanes).map_err(refused("make shared memory"))?;
-    let heard = Ledger::open(ledger_fd.as_fd(), lanes).map_err(refused("map shared memory"))?;
-    let (control, control_fd) = datagram_pair().map_err(refused("make a socket pair"))?;
-    let mut fds = vec![control_fd, ledger_fd];
-    fds.extend(others);
-    let mut greeting = greeting(&welcome, fds);
-    if let Some(message) = message {
-        greeting.push(message, TASK);
-        greeting.push_short(kind::SHUTDOWN, &[], 0);
+impl Prepared {
+    fn new(
+        welcome: &Welcome,
+        stderr: OwnedFd,
+        others: Vec<OwnedFd>,
+        message: Option<Outgoing>,
+    ) -> Result<Self, BuildError> {
+        let lanes = welcome.tasks_per_worker;
+        let (ledger, ledger_fd) = Ledger::create(lanes).map_err(refused("make shared memory"))?;
+        let heard = Ledger::open(ledger_fd.as_fd(), lanes).map_err(refused("map shared memory"))?;
+        let (control, control_fd) = datagram_pair().map_err(refused("make a socket pair"))?;
+        let mut fds = vec![control_fd, ledger_fd];
+        fds.extend(others);
+        let mut greeting = greeting(welcome, fds);
+        if let Some(message) = message {
+            greeting.push(message, TASK);
+            greeting.push_short(kind::SHUTDOWN, &[], 0);
+        }
+        Ok(Self {
+            depth: welcome.depth,
+            stderr,
+            control,
+            ledger,
+            heard,
+            greeting,
+        })
     }
-    let depth = welcome.depth;
+}
+
+/// Executes the program. Blocks until it is in place.
+pub(crate) fn execute(order: Order) -> Result<Launched, BuildError> {
+    let Prepared {
+        depth,
+        stderr,
+        control,
+        ledger,
+        heard,
+        greeting,
+    } = Prepared::new(&order.welcome, order.stderr, order.fds, order.message)?;
+    let spawned = spawn(&order.program, &order.label, depth, stderr, greeting);
     let Spawned {
         child,
         connection,
         greeting,
-    } = match method {
-        Method::Exec(crew) => {
-            let path = program.path().to_owned();
-            let spawned = crew
-                .run(move || spawn(&program, &label, depth, stderr, greeting))
-                .await;
-            match spawned {
-                Some(spawned) => spawned.map_err(|error| BuildError::Spawn {
-                    program: path,
-                    source: Arc::new(error),
-                })?,
-                // The thread that started it is gone, and the process with it.
-                None => return Err(BuildError::Closed),
-            }
-        }
-        Method::Fork(template) => {
-            let line = Line::new(depth).map_err(refused("make a socket pair"))?;
-            let connection = Arc::new(line.ours);
-            greet(connection.as_fd(), &mut greeting);
-            let child = template.copy(line.theirs, stderr, line.marker).await?;
-            Spawned {
-                child,
-                connection,
-                greeting,
-            }
-        }
-    };
+    } = spawned.map_err(|error| BuildError::Spawn {
+        program: order.program.path().to_owned(),
+        source: Arc::new(error),
+    })?;
+    Ok(Launched {
+        child,
+        connection,
+        control,
+        ledger,
+        heard: Arc::new(heard),
+        greeting,
+    })
+}
+
+/// Copies a template, which has executed the program.
+///
+/// Cancel safe: dropped before it is ready, the copy is killed.
+pub(crate) async fn copy(order: Order, template: &Template) -> Result<Launched, BuildError> {
+    let Prepared {
+        depth,
+        stderr,
+        control,
+        ledger,
+        heard,
+        mut greeting,
+    } = Prepared::new(&order.welcome, order.stderr, order.fds, order.message)?;
+    let line = Line::new(depth).map_err(refused("make a socket pair"))?;
+    let connection = Arc::new(line.ours);
+    greet(connection.as_fd(), &mut greeting);
+    let child = template.copy(line.theirs, stderr, line.marker).await?;
     Ok(Launched {
         child,
         connection,

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -174,29 +175,24 @@ impl Ears {
         })));
     }
 
-    /// The last that a process wrote to its standard error, once it has ended. Nothing is heard of it after this.
-    pub(crate) async fn settle(&self, process: u64) -> String {
+    /// The last that a process wrote to its standard error, once it has ended. Nothing is heard of it after this,
+    /// whether or not anybody waits for the answer.
+    pub(crate) fn settle(&self, process: u64) -> impl Future<Output = String> + use<> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         self.command(Command::Settle(process, answer));
-        answered.await.unwrap_or_default()
+        answered.map(Result::unwrap_or_default)
     }
 
-    /// Waits until what workers have written so far has been passed on, but for no longer than `grace`.
-    ///
-    /// Must run on the library's runtime.
-    pub(crate) async fn flushed(&self, grace: Duration) {
-        let all = async {
-            let (swept, is_swept) = tokio::sync::oneshot::channel::<()>();
-            self.command(Command::Sweep(Box::new(move || drop(swept))));
-            // The end of a channel is the sign.
-            is_swept.await.ok();
-            let flushed: Vec<_> = self.passers().map(Passer::flushed).collect();
-            for flushed in flushed {
-                flushed.await.ok();
-            }
-        };
-        // What is passed on later is not lost, only late.
-        tokio::time::timeout(grace, all).await.ok();
+    /// Waits until what workers have written so far has been passed on.
+    pub(crate) async fn flushed(&self) {
+        let (swept, is_swept) = tokio::sync::oneshot::channel::<()>();
+        self.command(Command::Sweep(Box::new(move || drop(swept))));
+        // The end of a channel is the sign.
+        is_swept.await.ok();
+        let flushed: Vec<_> = self.passers().map(Passer::flushed).collect();
+        for flushed in flushed {
+            flushed.await.ok();
+        }
     }
 
     /// Lines that no sink took in time.

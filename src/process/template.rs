@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::child::Child;
 use super::handshake::{HandshakeFailure, handshake};
-use super::launch::{Launched, Method, Order, Report, launch};
+use super::launch::{Launched, Order, Report, execute};
 use super::listen::{Ears, Speaker};
 use super::output::Output;
 use super::spawn::Program;
@@ -268,7 +268,11 @@ impl Keeper {
             ledger,
             heard,
             greeting,
-        } = launch(order, Method::Exec(&self.crew)).await?;
+        } = match self.crew.run(move || execute(order)).await {
+            Some(launched) => launched?,
+            // The thread that started it is gone, and the process with it.
+            None => return Err(BuildError::Closed),
+        };
         let speaker = Speaker {
             number: plan.ears.number(),
             worker: 0,

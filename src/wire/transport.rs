@@ -17,6 +17,8 @@ use super::frame::{Decoder, FrameError, MAX_FDS, Message, Outgoing, Prefix, head
 
 /// What one `recvmsg` takes at most, unless it reads the body of a large frame.
 const SCRATCH: usize = 64 * 1024;
+/// The same before more has come at once: the memory would have to be touched while somebody waits for a worker.
+const FIRST: usize = 4 * 1024;
 /// From here on a body is read where it belongs instead of through the scratch buffer.
 const DIRECT: usize = 16 * 1024;
 /// Up to here a frame is copied behind the others that wait, so that they leave in one call.
@@ -286,7 +288,8 @@ pub(crate) enum Received {
 #[derive(Debug)]
 pub(crate) struct Receiver {
     decoder: Decoder,
-    scratch: Box<[u8]>,
+    /// Grows to [`SCRATCH`] when so much comes that it is filled.
+    scratch: Vec<u8>,
     start: usize,
     end: usize,
     /// Bytes received so far.
@@ -299,7 +302,7 @@ impl Receiver {
     pub(crate) fn new(limit: u64) -> Self {
         Self {
             decoder: Decoder::new(limit),
-            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            scratch: vec![0; FIRST],
             start: 0,
             end: 0,
             total: 0,
@@ -342,6 +345,9 @@ impl Receiver {
                 Err(Errno::AGAIN) => Ok(Received::WouldBlock),
                 Err(error) => Err(error.into()),
             };
+        }
+        if self.end == self.scratch.len() && self.scratch.len() < SCRATCH {
+            self.scratch.resize(SCRATCH, 0);
         }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);

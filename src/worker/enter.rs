@@ -6,6 +6,7 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, getpid, kill_current_process_group, set_child_subreaper,
@@ -32,7 +33,8 @@ use crate::wire::buffers;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
-    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, WELCOME_FDS, Welcome, kind, message_limit,
+    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, WELCOME_FDS, Welcome, WorkerLimits, kind,
+    message_limit,
 };
 use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect, send};
 
@@ -81,9 +83,7 @@ pub(crate) fn run(depth: u32) -> ! {
         exit(status);
     }
     // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
-    bury_all();
-    Sweep::new(getpid(), None).run(LONGEST_SWEEP);
-    bury_all();
+    end_descendants();
     exit(status)
 }
 
@@ -157,12 +157,23 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
-    watch::start(
-        Arc::clone(&inbox),
-        Arc::clone(&replies),
-        control,
-        Arc::clone(&aborts),
-    )?;
+    // Before anything of the program's runs, and before limits that threads inherit; else behind what the parent
+    // waits for, and before the first task.
+    let is_plain = welcome.initializer.is_none() && welcome.limits == WorkerLimits::default();
+    let watch = || {
+        watch::start(
+            Arc::clone(&inbox),
+            Arc::clone(&replies),
+            control,
+            Arc::clone(&aborts),
+        )
+    };
+    let watch = if is_plain {
+        Some(watch)
+    } else {
+        watch()?;
+        None
+    };
 
     let prepare = || -> Result<Ready, InitFailure> {
         let ready = limits::apply(&welcome.limits, &replies)?;
@@ -189,6 +200,9 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
             return Ok(End::Exit(0));
         }
     }
+    if let Some(watch) = watch {
+        watch()?;
+    }
     let limits = Limits {
         max_frame_size: welcome.max_frame_size,
     };
@@ -200,7 +214,6 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     }
     let failed = serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
     replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)?;
-    // A worker ends as it should, whatever became of its last task.
     // A worker ends as it should, whatever became of its last task.
     let failed = failed.filter(|_| is_process);
     Ok(End::Exit(match failed.map(|reply| codec::decode(reply.body())) {
@@ -316,8 +329,7 @@ pub(super) fn die() -> ! {
     };
     setrlimit(Resource::Nproc, none).ok();
     yield_to_this_thread();
-    bury_all();
-    Sweep::new(getpid(), None).run(LONGEST_SWEEP);
+    end_descendants();
     // Only as the leader of a group of its own: a launcher may have put the worker into somebody else's.
     if Stat::of(getpid()).is_some_and(|own| own.group == getpid().as_raw_pid()) {
         kill_current_process_group(Signal::KILL).ok();
@@ -340,9 +352,29 @@ fn yield_to_this_thread() {
     }
 }
 
-/// Waits for children that have ended: a parent that adopts them would otherwise have to.
-fn bury_all() {
-    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+/// Ends and buries what this worker has started.
+///
+/// Nearly always there is nothing, and no look into `/proc` is needed to know it. Such a look would cost the parent,
+/// too: what the kernel has there of a process with several threads takes it milliseconds to clear away, now and then.
+fn end_descendants() {
+    if bury_all() {
+        Sweep::new(getpid(), None).run(LONGEST_SWEEP);
+        bury_all();
+    }
+}
+
+/// Waits for children that have ended: a parent that adopts them would otherwise have to. Whether there are others.
+fn bury_all() -> bool {
+    let mut options = WaitOptions::NOHANG;
+    // `__WALL`: those too whose end sends no SIGCHLD.
+    options |= WaitOptions::from_bits_retain(0x4000_0000);
+    loop {
+        match wait(options) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Err(Errno::CHILD) => return false,
+            _ => return true,
+        }
+    }
 }
 
 pub(super) fn invalid(message: impl Into<String>) -> io::Error {
