@@ -203,6 +203,7 @@ pub(crate) fn decode_single<R: DeserializeOwned>(call: &Call, mut reply: Reply) 
 }
 
 /// Gives the results of a chunk's elements to `take`, in order, until it wants no more.
+#[inline]
 pub(crate) fn decode_chunk<R: DeserializeOwned, B>(
     call: &Call,
     reply: &Reply,

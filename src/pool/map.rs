@@ -83,6 +83,7 @@ pub(crate) struct Ended {
 
 impl Ended {
     /// Gives the elements' results to `take`, in order, until it wants no more.
+    #[inline]
     pub(crate) fn decode<R: DeserializeOwned, B>(
         self,
         mut take: impl FnMut(Result<R, TaskError>) -> ControlFlow<B>,

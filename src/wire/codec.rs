@@ -1,10 +1,11 @@
 //! Values to bytes and back: postcard, its errors explained, its silent failures made loud.
 
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use postcard::Serializer;
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -99,7 +100,7 @@ impl Flavor for Noting<'_> {
 #[inline]
 pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
     encode_by::<T, _>(bytes, limit, |limited| {
-        postcard::serialize_with_flavor(value, limited)
+        value.serialize(&mut Serializer { output: limited })
     })
 }
 
@@ -133,16 +134,28 @@ fn encode_by<T, O>(
     let result = catch_unwind(AssertUnwindSafe(|| serialize(Limited { bytes, limit: end })));
     let error = match result {
         Ok(Ok(output)) => return Ok(output),
-        Ok(Err(postcard::Error::SerializeBufferFull)) => EncodeError::TooLarge { limit },
-        Ok(Err(error)) => EncodeError::Refused(explain::<T>("encode", error)),
-        Err(payload) => EncodeError::Refused(format!(
-            "cannot encode `{}`: its Serialize panicked: {}",
-            type_name::<T>(),
-            panic_message(payload)
-        )),
+        Ok(Err(error)) => unencoded::<T>(error, limit),
+        Err(payload) => encode_panicked::<T>(payload),
     };
     bytes.truncate(start);
     Err(error)
+}
+
+#[cold]
+fn unencoded<T>(error: postcard::Error, limit: u64) -> EncodeError {
+    match error {
+        postcard::Error::SerializeBufferFull => EncodeError::TooLarge { limit },
+        error => EncodeError::Refused(explain::<T>("encode", error)),
+    }
+}
+
+#[cold]
+fn encode_panicked<T>(payload: Box<dyn Any + Send>) -> EncodeError {
+    EncodeError::Refused(format!(
+        "cannot encode `{}`: its Serialize panicked: {}",
+        type_name::<T>(),
+        panic_message(payload)
+    ))
 }
 
 /// A value's bytes as they came: in one piece, or in two where the second was kept apart.
@@ -184,10 +197,12 @@ pub(crate) fn decode_encoded<T: DeserializeOwned>(encoded: Encoded<'_>) -> Resul
 }
 
 /// Reads a value that fills `bytes`: what is left over is an error, for it means that the types differ.
+#[inline]
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     decode_from(postcard::Deserializer::from_bytes(bytes), None, bytes.len())
 }
 
+#[inline]
 fn decode_from<'de, T, F>(
     mut deserializer: postcard::Deserializer<'de, F>,
     tail: Option<&Tail>,
@@ -205,25 +220,38 @@ where
             deserializer.finalize()?.len() + tail.map_or(0, Tail::left_over),
         ))
     }));
-    let name = type_name::<T>();
     match decoded {
         Ok(Ok((value, 0))) => Ok(value),
         Ok(Ok((value, rest))) => {
             // The value's Drop is the user's code, which may panic like the rest of it.
             drop_quietly(value);
-            Err(format!(
-                "cannot decode `{name}`: {rest} of {length} bytes are left over; {ADVICE}"
-            ))
+            Err(left_over::<T>(rest, length))
         }
-        Ok(Err(_)) if too_deep.get() => Err(format!(
-            "cannot decode `{name}`: it nests deeper than {DEEPEST} levels"
-        )),
-        Ok(Err(error)) => Err(explain::<T>("decode", error)),
-        Err(payload) => Err(format!(
-            "cannot decode `{name}`: its Deserialize panicked: {}",
-            panic_message(payload)
-        )),
+        Ok(Err(error)) => Err(undecoded::<T>(error, too_deep.get())),
+        Err(payload) => Err(decode_panicked::<T>(payload)),
     }
+}
+
+#[cold]
+fn left_over<T>(rest: usize, length: usize) -> String {
+    let name = type_name::<T>();
+    format!("cannot decode `{name}`: {rest} of {length} bytes are left over; {ADVICE}")
+}
+
+#[cold]
+fn undecoded<T>(error: postcard::Error, is_too_deep: bool) -> String {
+    if is_too_deep {
+        let name = type_name::<T>();
+        return format!("cannot decode `{name}`: it nests deeper than {DEEPEST} levels");
+    }
+    explain::<T>("decode", error)
+}
+
+#[cold]
+fn decode_panicked<T>(payload: Box<dyn Any + Send>) -> String {
+    let name = type_name::<T>();
+    let message = panic_message(payload);
+    format!("cannot decode `{name}`: its Deserialize panicked: {message}")
 }
 
 /// A message of this crate's own to bytes.
@@ -253,7 +281,7 @@ fn explain<T>(verb: &str, error: postcard::Error) -> String {
 const LONGEST_MESSAGE: usize = 256 * 1024;
 
 /// The text of a panic's payload.
-pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
+pub(crate) fn panic_message(payload: Box<dyn Any + Send>) -> String {
     let mut message = match payload.downcast_ref::<&'static str>() {
         Some(text) => (*text).to_owned(),
         None => match payload.downcast_ref::<String>() {
