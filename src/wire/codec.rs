@@ -2,16 +2,14 @@
 
 use std::any::{Any, type_name};
 use std::cell::Cell;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use postcard::Serializer;
-use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::buffers;
 use super::depth::{Bounded, DEEPEST, Depth};
+use super::encoder::Encoder;
 use super::tail::Tail;
 
 /// Why a value could not be encoded.
@@ -28,112 +26,29 @@ const ADVICE: &str = "postcard is not self-describing: types that look ahead or 
     (serde_json::Value, #[serde(untagged)], #[serde(flatten)], #[serde(tag)], skip_serializing_if) do not survive \
     it; wrap the value in procession::Json";
 
-/// So many bytes are copied one by one: what an integer takes.
-const FEW: usize = 5;
-
-/// Appends to a vector, up to a limit.
-struct Limited<'a> {
-    bytes: &'a mut Vec<u8>,
-    limit: usize,
-}
-
-impl Flavor for Limited<'_> {
-    type Output = ();
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        if self.bytes.len() >= self.limit {
-            return Err(postcard::Error::SerializeBufferFull);
-        }
-        self.bytes.push(byte);
-        Ok(())
-    }
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        if self.limit - self.bytes.len() < bytes.len() {
-            return Err(postcard::Error::SerializeBufferFull);
-        }
-        if bytes.len() <= FEW {
-            // Numbers and lengths come here, of a few bytes each, for which a call to copy them is long.
-            bytes.iter().for_each(|&byte| self.bytes.push(byte));
-            return Ok(());
-        }
-        buffers::reserve(self.bytes, bytes.len());
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
-    }
-}
-
-/// The same, and notes where the last piece that came in one went.
-struct Noting<'a> {
-    limited: Limited<'a>,
-    last: Range<usize>,
-}
-
-impl Flavor for Noting<'_> {
-    type Output = Range<usize>;
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.limited.try_push(byte)
-    }
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        let start = self.limited.bytes.len();
-        self.limited.try_extend(bytes)?;
-        self.last = start..self.limited.bytes.len();
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<Range<usize>> {
-        Ok(self.last)
-    }
-}
-
 /// Appends `value` to `bytes`, at most `limit` bytes of it. On an error `bytes` is as it was.
 #[inline]
 pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
-    encode_by::<T, _>(bytes, limit, |limited| {
-        value.serialize(&mut Serializer { output: limited })
-    })
+    encode_with_tail(value, bytes, limit).map(|_| ())
 }
 
 /// The same, and says where in `bytes` the byte string or text begins with which the value ends, their length where
 /// it does not end with one.
+#[inline]
 pub(crate) fn encode_with_tail<T: Serialize>(
     value: &T,
     bytes: &mut Vec<u8>,
     limit: u64,
 ) -> Result<usize, EncodeError> {
     let start = bytes.len();
-    let last = encode_by::<T, _>(bytes, limit, |limited| {
-        let last = start..start;
-        postcard::serialize_with_flavor(value, Noting { limited, last })
-    })?;
-    // A text may come in several pieces: the length in front says whether this was all of it.
-    let mut length = [0; 10];
-    let n = put_varint(last.len() as u64, &mut length);
-    let is_tail = last.end == bytes.len() && bytes[start..last.start].ends_with(&length[..n]);
-    Ok(if is_tail { last.start } else { bytes.len() })
-}
-
-#[inline]
-fn encode_by<T, O>(
-    bytes: &mut Vec<u8>,
-    limit: u64,
-    serialize: impl FnOnce(Limited<'_>) -> postcard::Result<O>,
-) -> Result<O, EncodeError> {
-    let start = bytes.len();
     let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
-    let result = catch_unwind(AssertUnwindSafe(|| serialize(Limited { bytes, limit: end })));
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mut encoder = Encoder::new(bytes, end);
+        value.serialize(&mut encoder)?;
+        Ok(encoder.tail())
+    }));
     let error = match result {
-        Ok(Ok(output)) => return Ok(output),
+        Ok(Ok(tail)) => return Ok(tail),
         Ok(Err(error)) => unencoded::<T>(error, limit),
         Err(payload) => encode_panicked::<T>(payload),
     };
