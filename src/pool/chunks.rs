@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -67,16 +66,15 @@ impl Packer {
         }
         let start = self.bytes.len();
         let limit = self.limit;
-        let (result, fds) = wire::attachments::collect(|| {
+        let result = wire::attachments::refuse(|| {
             push_record(&mut self.bytes, |bytes| {
                 codec::encode(argument, bytes, limit).map(|()| false)
             })
         });
-        if let Err(error) = result {
-            return Err(encode_error(self.row, error));
-        }
-        if !fds.is_empty() {
-            return self.push_alone(argument, start, fds);
+        match result {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(encode_error(self.row, *error)),
+            None => return self.push_alone(argument, start),
         }
         if self.bytes.len() - HEADER > self.most {
             self.divide(start);
@@ -85,15 +83,9 @@ impl Packer {
         Ok(())
     }
 
-    /// The element at `start` has left descriptors.
+    /// The element at `start` has descriptors.
     #[cold]
-    fn push_alone<A: Serialize>(
-        &mut self,
-        argument: &A,
-        start: usize,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), TaskError> {
-        drop(fds);
+    fn push_alone<A: Serialize>(&mut self, argument: &A, start: usize) -> Result<(), TaskError> {
         self.bytes.truncate(start);
         let call = Arc::new(single(self.row, argument, self.limit, &self.options)?);
         self.complete_frame();
@@ -173,7 +165,7 @@ pub(crate) fn single<A: Serialize>(
             call.set_options(options);
             Ok(call)
         }
-        Err(error) => Err(encode_error(row, error)),
+        Err(error) => Err(encode_error(row, *error)),
     }
 }
 
@@ -249,6 +241,10 @@ fn element_failure(call: &Call, reply: &Reply, record: Option<&[u8]>) -> TaskErr
 /// A chunk of elements that take no longer together is not made smaller to spread the work.
 const LEAST_TIME: Duration = Duration::from_micros(200);
 
+/// Elements of a chunk whose size was not asked for: the bytes of so many tiny ones, and of their results, are still in
+/// a processor's cache when they are looked at again.
+const MOST: usize = 1 << 16;
+
 /// How elements are shared out whose number is known.
 ///
 /// As in Python, four frames for each worker would take them all; but from the middle on they become smaller, so that
@@ -305,7 +301,7 @@ impl ChunkSize {
             time: Duration::from_millis(4),
             element: None,
             unmeasured: if total.is_some() { 256 } else { 1 },
-            most: 1 << 20,
+            most: MOST,
             shares: total.map(|total| Shares::new(total, workers)),
         }
     }

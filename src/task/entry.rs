@@ -207,8 +207,9 @@ where
     }))
 }
 
-fn encode_failure(error: EncodeError) -> Failure {
-    match error {
+#[cold]
+fn encode_failure(error: Box<EncodeError>) -> Failure {
+    match *error {
         EncodeError::TooLarge { limit } => Failure::TooLarge { size: None, limit },
         EncodeError::Refused(message) => Failure::EncodeResult(message),
     }

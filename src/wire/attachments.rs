@@ -37,6 +37,20 @@ pub(crate) fn collect<T>(encode: impl FnOnce() -> T) -> (T, Vec<OwnedFd>) {
     (value, fds)
 }
 
+/// Runs `encode` for a value that must not leave descriptors: `None`, and they are closed, if it does.
+#[inline]
+pub(crate) fn refuse<T>(encode: impl FnOnce() -> T) -> Option<T> {
+    let before = LEFT.replace(0);
+    let value = encode();
+    match LEFT.replace(before) {
+        NOTHING | 0 => Some(value),
+        left => {
+            drop(take(left));
+            None
+        }
+    }
+}
+
 #[cold]
 fn take(left: usize) -> Vec<OwnedFd> {
     OUTGOING.with_borrow_mut(|fds| fds.split_off(fds.len().saturating_sub(left)))

@@ -12,7 +12,7 @@ use super::depth::{Bounded, DEEPEST, Depth};
 use super::encoder::Encoder;
 use super::tail::Tail;
 
-/// Why a value could not be encoded.
+/// Why a value could not be encoded. Behind a box, so that nothing of it is moved about where all goes well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EncodeError {
     /// The bytes would be more than the limit.
@@ -28,7 +28,11 @@ const ADVICE: &str = "postcard is not self-describing: types that look ahead or 
 
 /// Appends `value` to `bytes`, at most `limit` bytes of it. On an error `bytes` is as it was.
 #[inline]
-pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
+pub(crate) fn encode<T: Serialize>(
+    value: &T,
+    bytes: &mut Vec<u8>,
+    limit: u64,
+) -> Result<(), Box<EncodeError>> {
     encode_with_tail(value, bytes, limit).map(|_| ())
 }
 
@@ -39,7 +43,7 @@ pub(crate) fn encode_with_tail<T: Serialize>(
     value: &T,
     bytes: &mut Vec<u8>,
     limit: u64,
-) -> Result<usize, EncodeError> {
+) -> Result<usize, Box<EncodeError>> {
     let start = bytes.len();
     let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -57,20 +61,20 @@ pub(crate) fn encode_with_tail<T: Serialize>(
 }
 
 #[cold]
-fn unencoded<T>(error: postcard::Error, limit: u64) -> EncodeError {
-    match error {
+fn unencoded<T>(error: postcard::Error, limit: u64) -> Box<EncodeError> {
+    Box::new(match error {
         postcard::Error::SerializeBufferFull => EncodeError::TooLarge { limit },
         error => EncodeError::Refused(explain::<T>("encode", error)),
-    }
+    })
 }
 
 #[cold]
-fn encode_panicked<T>(payload: Box<dyn Any + Send>) -> EncodeError {
-    EncodeError::Refused(format!(
-        "cannot encode `{}`: its Serialize panicked: {}",
-        type_name::<T>(),
-        panic_message(payload)
-    ))
+fn encode_panicked<T>(payload: Box<dyn Any + Send>) -> Box<EncodeError> {
+    let name = type_name::<T>();
+    let message = panic_message(payload);
+    Box::new(EncodeError::Refused(format!(
+        "cannot encode `{name}`: its Serialize panicked: {message}"
+    )))
 }
 
 /// A value's bytes as they came: in one piece, or in two where the second was kept apart.
@@ -392,7 +396,7 @@ mod tests {
         let mut bytes = vec![1, 2];
         assert_eq!(
             encode(&"four", &mut bytes, 4),
-            Err(EncodeError::TooLarge { limit: 4 })
+            Err(Box::new(EncodeError::TooLarge { limit: 4 }))
         );
         assert_eq!(bytes, [1, 2]);
         assert_eq!(encode(&"four", &mut bytes, 5), Ok(()));

@@ -231,11 +231,9 @@ impl<'a> Chunk<'a> {
         }
         self.element += 1;
     }
-}
 
-impl<'a> Elements<'a> for Chunk<'a> {
-    #[inline]
-    fn begin(&mut self) -> Option<&'a [u8]> {
+    #[inline(always)]
+    fn start(&mut self) -> Option<&'a [u8]> {
         if self.element == self.count || !matches!(self.state, ChunkState::Runs) {
             return None;
         }
@@ -246,10 +244,16 @@ impl<'a> Elements<'a> for Chunk<'a> {
         panic::forget();
         take_record(&mut self.arguments).map(|(_, argument)| argument)
     }
+}
+
+impl<'a> Elements<'a> for Chunk<'a> {
+    fn begin(&mut self) -> Option<&'a [u8]> {
+        self.start()
+    }
 
     fn next(&mut self, record: &[u8]) -> Option<&'a [u8]> {
         self.finish(record);
-        self.begin()
+        self.start()
     }
 
     #[cold]
