@@ -284,7 +284,8 @@ pub(crate) fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*number))
 }
 
-fn put_varint(mut value: u64, out: &mut [u8; 10]) -> usize {
+#[inline]
+pub(super) fn put_varint(mut value: u64, out: &mut [u8; 10]) -> usize {
     let mut n = 0;
     while value >= 0x80 {
         out[n] = value as u8 | 0x80;

@@ -1,7 +1,7 @@
 //! postcard's format, written.
 //!
-//! The bytes are those that postcard writes, which reads them. It would write a number byte by byte into a place of its
-//! own and copy it from there; numbers are most of what small values consist of, and here they are written as words.
+//! The bytes are those that postcard writes, which reads them. It would write a number into a place of its own and copy
+//! it from there byte by byte; numbers are most of what small values consist of, and here they are written in place.
 
 use std::fmt::{Display, Write};
 use std::ops::Range;
@@ -13,6 +13,10 @@ use serde::ser::{
 };
 
 use super::buffers;
+use super::codec::put_varint;
+
+/// Bytes of the longest number of 64 bits.
+const LONGEST: usize = 10;
 
 /// Appends to a vector, up to a limit.
 pub(super) struct Encoder<'a> {
@@ -72,22 +76,20 @@ impl<'a> Encoder<'a> {
         if value < 0x80 {
             return self.byte(value as u8);
         }
-        if value >> 56 > 0 {
+        let start = self.bytes.len();
+        if self.limit - start < LONGEST {
             return self.long_varint(value.into());
         }
-        // Every seven bits go into a byte of their own: the halves first, then theirs, then theirs.
-        let mut word = value & 0x0fff_ffff | (value & 0x00ff_ffff_f000_0000) << 4;
-        word = word & 0x0000_3fff_0000_3fff | (word & 0x0fff_c000_0fff_c000) << 2;
-        word = word & 0x007f_007f_007f_007f | (word & 0x3f80_3f80_3f80_3f80) << 1;
-        let length = 8 - word.leading_zeros() as usize / 8;
-        word |= 0x8080_8080_8080_8080 & ((1 << (8 * length - 8)) - 1);
-        self.check(length)?;
-        let end = self.bytes.len() + length;
-        self.bytes.extend_from_slice(&word.to_le_bytes());
-        self.bytes.truncate(end);
+        self.bytes.extend_from_slice(&[0; LONGEST]);
+        let mut length = 0;
+        if let Some(room) = self.bytes[start..].first_chunk_mut() {
+            length = put_varint(value, room);
+        }
+        self.bytes.truncate(start + length);
         Ok(())
     }
 
+    /// The same of what may be longer, or of what may not fit.
     #[cold]
     fn long_varint(&mut self, mut value: u128) -> Result<()> {
         while value >= 0x80 {
