@@ -208,6 +208,7 @@ where
 }
 
 #[cold]
+#[expect(clippy::boxed_local, reason = "it comes in a box")]
 fn encode_failure(error: Box<EncodeError>) -> Failure {
     match *error {
         EncodeError::TooLarge { limit } => Failure::TooLarge { size: None, limit },
