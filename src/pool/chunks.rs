@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -68,16 +67,15 @@ impl Packer {
         }
         let start = self.bytes.len();
         let limit = self.limit;
-        let (result, fds) = wire::attachments::collect(|| {
+        let result = wire::attachments::refuse(|| {
             push_record(&mut self.bytes, |bytes| {
                 codec::encode(argument, bytes, limit).map(|()| false)
             })
         });
-        if let Err(error) = result {
-            return Err(encode_error(self.row, error));
-        }
-        if !fds.is_empty() {
-            return self.push_alone(argument, start, fds);
+        match result {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(encode_error(self.row, *error)),
+            None => return self.push_alone(argument, start),
         }
         if self.bytes.len() - HEADER > self.most {
             self.divide(start);
@@ -86,15 +84,9 @@ impl Packer {
         Ok(())
     }
 
-    /// The element at `start` has left descriptors.
+    /// The element at `start` has descriptors.
     #[cold]
-    fn push_alone<A: Serialize>(
-        &mut self,
-        argument: &A,
-        start: usize,
-        fds: Vec<OwnedFd>,
-    ) -> Result<(), TaskError> {
-        drop(fds);
+    fn push_alone<A: Serialize>(&mut self, argument: &A, start: usize) -> Result<(), TaskError> {
         self.bytes.truncate(start);
         let call = Arc::new(single(self.row, argument, self.limit, &self.options)?);
         self.complete_frame();
@@ -195,6 +187,7 @@ pub(crate) fn decode_single<R: DeserializeOwned>(call: &Call, mut reply: Reply) 
 }
 
 /// Gives the results of a chunk's elements to `take`, in order, until it wants no more.
+#[inline]
 pub(crate) fn decode_chunk<R: DeserializeOwned, B>(
     call: &Call,
     reply: &Reply,
@@ -239,6 +232,10 @@ fn element_failure(call: &Call, reply: &Reply, record: Option<&[u8]>) -> TaskErr
 
 /// A chunk of elements that take no longer together is not made smaller to spread the work.
 const LEAST_TIME: Duration = Duration::from_micros(200);
+
+/// Elements of a chunk whose size was not asked for: the bytes of so many tiny ones, and of their results, are still in
+/// a processor's cache when they are looked at again.
+const MOST: usize = 1 << 16;
 
 /// How elements are shared out whose number is known.
 ///
@@ -296,7 +293,7 @@ impl ChunkSize {
             time: Duration::from_millis(4),
             element: None,
             unmeasured: if total.is_some() { 256 } else { 1 },
-            most: 1 << 20,
+            most: MOST,
             shares: total.map(|total| Shares::new(total, workers)),
         }
     }

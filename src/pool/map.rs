@@ -24,9 +24,13 @@ use super::options::TaskOptions;
 use super::progress::Progress;
 use super::result::AsyncResult;
 use crate::error::{Cause, TaskError};
+use crate::shared::pages;
 
 /// Frames for each worker that a map keeps under way.
 const FRAMES_PER_WORKER: usize = 4;
+
+/// Bytes for which a map makes room before there are so many results.
+const MOST_ROOM: usize = 256 << 20;
 
 /// Where the elements of an [`Imap`](crate::Imap) come from: an iterator or a stream.
 ///
@@ -83,6 +87,7 @@ pub(crate) struct Ended {
 
 impl Ended {
     /// Gives the elements' results to `take`, in order, until it wants no more.
+    #[inline]
     pub(crate) fn decode<R: DeserializeOwned, B>(
         self,
         mut take: impl FnMut(Result<R, TaskError>) -> ControlFlow<B>,
@@ -683,6 +688,18 @@ where
         }
     }
 
+    /// Makes room for all results with the first ones, if they are many and not more than can be believed: memory that
+    /// is never touched costs nothing, and is cheaper to touch for the first time where it need not be moved.
+    fn make_room(&mut self) {
+        let Some(total) = self.counter.total.filter(|_| self.values.capacity() == 0) else {
+            return;
+        };
+        let total = usize::try_from(total).unwrap_or(usize::MAX);
+        if total.saturating_mul(size_of::<V>()) <= MOST_ROOM && self.values.try_reserve_exact(total).is_ok() {
+            pages::prefer_huge(&mut self.values);
+        }
+    }
+
     /// All results, or the first of which `keep` makes an error.
     fn poll_all<R: DeserializeOwned>(
         &mut self,
@@ -696,6 +713,7 @@ where
         while let Some(ended) = ready!(self.engine.poll_ended(context)) {
             let (index, count) = (ended.index, ended.count);
             let mut values = if index == self.next {
+                self.make_room();
                 std::mem::take(&mut self.values)
             } else {
                 Vec::new()

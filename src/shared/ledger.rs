@@ -44,6 +44,10 @@ use crate::wire::frame::HEADER;
 /// Bytes of replies that a ledger holds.
 pub(crate) const DATA: usize = 64 * 1024;
 
+/// So many bytes are written one by one: to copy them in larger pieces would wait until they, which have just been
+/// made one by one, are in the cache.
+const FEW: usize = 16;
+
 const BASE: usize = 0;
 const END: usize = 1;
 const GROWN: usize = 2;
@@ -355,6 +359,15 @@ impl Ledger {
         );
         // SAFETY: the offset is within the data, as just checked.
         let to = unsafe { self.data().add(offset) };
+        if bytes.len() <= FEW {
+            for (index, &byte) in bytes.iter().enumerate() {
+                // SAFETY: within the range, which is within the data.
+                let to = unsafe { to.add(index) };
+                // SAFETY: as below.
+                unsafe { to.write_volatile(byte) };
+            }
+            return;
+        }
         // SAFETY: the range is within the data; `bytes` is not, for nobody else has a reference into the mapping;
         // the parent reads only what is in front of the end, which is behind this range when that has been read.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };

@@ -20,13 +20,14 @@ const PAGE: usize = 4096;
 ///
 /// The page in which the buffer begins and the one in which it ends may hold other things of this process, for which
 /// the advice means as little as it does for the buffer: how memory is backed, never what is in it.
-pub(crate) fn prefer_huge(buffer: &mut Vec<u8>) {
-    if buffer.capacity() < SMALLEST {
+pub(crate) fn prefer_huge<T>(buffer: &mut Vec<T>) {
+    let size = buffer.capacity().saturating_mul(size_of::<T>());
+    if size < SMALLEST {
         return;
     }
-    let start = buffer.as_mut_ptr();
+    let start = buffer.as_mut_ptr().cast::<u8>();
     let before = start.addr() % PAGE;
-    let length = (before + buffer.capacity()).next_multiple_of(PAGE);
+    let length = (before + size).next_multiple_of(PAGE);
     // SAFETY: the advice neither reads nor writes memory, nor takes any away.
     let advised = unsafe { madvise(start.wrapping_sub(before).cast(), length, Advice::LinuxHugepage) };
     // A system without large pages is slower and no more.

@@ -13,7 +13,8 @@ pub(crate) fn single<A: Serialize>(row: u32, argument: &A, limit: u64) -> Result
     let mut bytes = Outgoing::buffer(48);
     bytes.extend_from_slice(&row.to_le_bytes());
     let (tail, fds) = attachments::collect(|| codec::encode_with_tail(argument, &mut bytes, limit));
-    Ok(Outgoing::new(kind::TASK, bytes, fds).with_head(tail? - HEADER))
+    let tail = tail.map_err(|error| *error)?;
+    Ok(Outgoing::new(kind::TASK, bytes, fds).with_head(tail - HEADER))
 }
 
 /// The name of the task of the row `row`.

@@ -24,9 +24,10 @@ pub(crate) type RunElements = for<'a> fn(elements: &mut dyn Elements<'a>, limit:
 /// A chunk's elements as the worker hands them out.
 pub(crate) trait Elements<'a> {
     /// The argument of the element that begins now; `None` when no more shall run.
-    fn next(&mut self) -> Option<&'a [u8]>;
-    /// The element that was begun last has ended; `record` is what its result takes in the reply.
-    fn finish(&mut self, record: &[u8]);
+    fn begin(&mut self) -> Option<&'a [u8]>;
+    /// The element that was begun last has ended; `record` is what its result takes in the reply. Gives the argument
+    /// of the next, which begins now.
+    fn next(&mut self, record: &[u8]) -> Option<&'a [u8]>;
     /// The element that was begun last has failed.
     fn fail(&mut self, failure: &Failure);
 }
@@ -170,7 +171,8 @@ where
 {
     let function = table::conjure::<F>();
     let mut record = Vec::new();
-    while let Some(argument) = elements.next() {
+    let mut next = elements.begin();
+    while let Some(argument) = next {
         record.clear();
         let result = codec::push_record(&mut record, |bytes| {
             let argument = codec::decode(argument).map_err(Failure::DecodeArgument)?;
@@ -178,10 +180,13 @@ where
             codec::encode(&value, bytes, limit).map_err(encode_failure)?;
             Ok(false)
         });
-        match result {
-            Ok(()) => elements.finish(&record),
-            Err(failure) => elements.fail(&failure),
-        }
+        next = match result {
+            Ok(()) => elements.next(&record),
+            Err(failure) => {
+                elements.fail(&failure);
+                elements.begin()
+            }
+        };
     }
 }
 
@@ -202,8 +207,10 @@ where
     }))
 }
 
-fn encode_failure(error: EncodeError) -> Failure {
-    match error {
+#[cold]
+#[expect(clippy::boxed_local, reason = "it comes in a box")]
+fn encode_failure(error: Box<EncodeError>) -> Failure {
+    match *error {
         EncodeError::TooLarge { limit } => Failure::TooLarge { size: None, limit },
         EncodeError::Refused(message) => Failure::EncodeResult(message),
     }

@@ -44,7 +44,7 @@ impl Initializer {
     {
         let row = entry::blocking::<F, _, _, _>(&move |argument: A| initializer(argument).into_outcome());
         let mut bytes = Vec::new();
-        let argument = match codec::encode(argument, &mut bytes, u64::MAX) {
+        let argument = match codec::encode(argument, &mut bytes, u64::MAX).map_err(|error| *error) {
             Ok(()) => Ok(bytes),
             Err(EncodeError::Refused(message)) => Err(message),
             Err(EncodeError::TooLarge { limit }) => Err(format!("over {limit} bytes")),

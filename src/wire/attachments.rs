@@ -13,10 +13,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::frame::MAX_FDS;
 
+/// No value is encoded.
+const NOTHING: usize = usize::MAX;
+
 thread_local! {
-    /// Descriptors that the value that is encoded has left so far; `None` while none is encoded. Apart from the
-    /// descriptors themselves, for most values have none, and are small.
-    static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Descriptors that the value that is encoded has left so far; [`NOTHING`] while none is encoded. Apart from the
+    /// descriptors themselves, and a plain number, for most values have none, and are small.
+    static LEFT: Cell<usize> = const { Cell::new(NOTHING) };
     /// Those of values whose encoding is not over, the innermost last.
     static OUTGOING: RefCell<Vec<OwnedFd>> = const { RefCell::new(Vec::new()) };
     static INCOMING: RefCell<Vec<Option<OwnedFd>>> = const { RefCell::new(Vec::new()) };
@@ -25,13 +28,32 @@ thread_local! {
 /// Runs `encode` and gives back the descriptors that the handles in the value left.
 #[inline]
 pub(crate) fn collect<T>(encode: impl FnOnce() -> T) -> (T, Vec<OwnedFd>) {
-    let before = LEFT.replace(Some(0));
+    let before = LEFT.replace(0);
     let value = encode();
     let fds = match LEFT.replace(before) {
-        None | Some(0) => Vec::new(),
-        Some(left) => OUTGOING.with_borrow_mut(|fds| fds.split_off(fds.len().saturating_sub(left))),
+        NOTHING | 0 => Vec::new(),
+        left => take(left),
     };
     (value, fds)
+}
+
+/// Runs `encode` for a value that must not leave descriptors: `None`, and they are closed, if it does.
+#[inline]
+pub(crate) fn refuse<T>(encode: impl FnOnce() -> T) -> Option<T> {
+    let before = LEFT.replace(0);
+    let value = encode();
+    match LEFT.replace(before) {
+        NOTHING | 0 => Some(value),
+        left => {
+            drop(take(left));
+            None
+        }
+    }
+}
+
+#[cold]
+fn take(left: usize) -> Vec<OwnedFd> {
+    OUTGOING.with_borrow_mut(|fds| fds.split_off(fds.len().saturating_sub(left)))
 }
 
 /// Runs `decode` with descriptors for the handles in the value to take. What is not taken is closed.
@@ -117,11 +139,11 @@ impl Serialize for Fd {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let copy = self.0.try_clone().map_err(S::Error::custom)?;
         let index = match LEFT.get() {
-            None => Err("a file descriptor can only travel in an argument or a result"),
-            Some(left) if left >= MAX_FDS => Err("more than 253 file descriptors in one value"),
-            Some(left) => {
+            NOTHING => Err("a file descriptor can only travel in an argument or a result"),
+            left if left >= MAX_FDS => Err("more than 253 file descriptors in one value"),
+            left => {
                 OUTGOING.with_borrow_mut(|fds| fds.push(copy));
-                LEFT.set(Some(left + 1));
+                LEFT.set(left + 1);
                 Ok(left as u32)
             }
         };

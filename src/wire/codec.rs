@@ -1,19 +1,18 @@
 //! Values to bytes and back: postcard, its errors explained, its silent failures made loud.
 
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::cell::Cell;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::buffers;
 use super::depth::{Bounded, DEEPEST, Depth};
+use super::encoder::Encoder;
 use super::tail::Tail;
 
-/// Why a value could not be encoded.
+/// Why a value could not be encoded. Behind a box, so that nothing of it is moved about where all goes well.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum EncodeError {
     /// The bytes would be more than the limit.
@@ -27,122 +26,55 @@ const ADVICE: &str = "postcard is not self-describing: types that look ahead or 
     (serde_json::Value, #[serde(untagged)], #[serde(flatten)], #[serde(tag)], skip_serializing_if) do not survive \
     it; wrap the value in procession::Json";
 
-/// So many bytes are copied one by one: what an integer takes.
-const FEW: usize = 5;
-
-/// Appends to a vector, up to a limit.
-struct Limited<'a> {
-    bytes: &'a mut Vec<u8>,
-    limit: usize,
-}
-
-impl Flavor for Limited<'_> {
-    type Output = ();
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        if self.bytes.len() >= self.limit {
-            return Err(postcard::Error::SerializeBufferFull);
-        }
-        self.bytes.push(byte);
-        Ok(())
-    }
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        if self.limit - self.bytes.len() < bytes.len() {
-            return Err(postcard::Error::SerializeBufferFull);
-        }
-        if bytes.len() <= FEW {
-            // Numbers and lengths come here, of a few bytes each, for which a call to copy them is long.
-            bytes.iter().for_each(|&byte| self.bytes.push(byte));
-            return Ok(());
-        }
-        buffers::reserve(self.bytes, bytes.len());
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
-    }
-}
-
-/// The same, and notes where the last piece that came in one went.
-struct Noting<'a> {
-    limited: Limited<'a>,
-    last: Range<usize>,
-}
-
-impl Flavor for Noting<'_> {
-    type Output = Range<usize>;
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.limited.try_push(byte)
-    }
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        let start = self.limited.bytes.len();
-        self.limited.try_extend(bytes)?;
-        self.last = start..self.limited.bytes.len();
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<Range<usize>> {
-        Ok(self.last)
-    }
-}
-
 /// Appends `value` to `bytes`, at most `limit` bytes of it. On an error `bytes` is as it was.
 #[inline]
-pub(crate) fn encode<T: Serialize>(value: &T, bytes: &mut Vec<u8>, limit: u64) -> Result<(), EncodeError> {
-    encode_by::<T, _>(bytes, limit, |limited| {
-        postcard::serialize_with_flavor(value, limited)
-    })
+pub(crate) fn encode<T: Serialize>(
+    value: &T,
+    bytes: &mut Vec<u8>,
+    limit: u64,
+) -> Result<(), Box<EncodeError>> {
+    encode_with_tail(value, bytes, limit).map(|_| ())
 }
 
 /// The same, and says where in `bytes` the byte string or text begins with which the value ends, their length where
 /// it does not end with one.
+#[inline]
 pub(crate) fn encode_with_tail<T: Serialize>(
     value: &T,
     bytes: &mut Vec<u8>,
     limit: u64,
-) -> Result<usize, EncodeError> {
-    let start = bytes.len();
-    let last = encode_by::<T, _>(bytes, limit, |limited| {
-        let last = start..start;
-        postcard::serialize_with_flavor(value, Noting { limited, last })
-    })?;
-    // A text may come in several pieces: the length in front says whether this was all of it.
-    let mut length = [0; 10];
-    let n = put_varint(last.len() as u64, &mut length);
-    let is_tail = last.end == bytes.len() && bytes[start..last.start].ends_with(&length[..n]);
-    Ok(if is_tail { last.start } else { bytes.len() })
-}
-
-#[inline]
-fn encode_by<T, O>(
-    bytes: &mut Vec<u8>,
-    limit: u64,
-    serialize: impl FnOnce(Limited<'_>) -> postcard::Result<O>,
-) -> Result<O, EncodeError> {
+) -> Result<usize, Box<EncodeError>> {
     let start = bytes.len();
     let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
-    let result = catch_unwind(AssertUnwindSafe(|| serialize(Limited { bytes, limit: end })));
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let mut encoder = Encoder::new(bytes, end);
+        value.serialize(&mut encoder)?;
+        Ok(encoder.tail())
+    }));
     let error = match result {
-        Ok(Ok(output)) => return Ok(output),
-        Ok(Err(postcard::Error::SerializeBufferFull)) => EncodeError::TooLarge { limit },
-        Ok(Err(error)) => EncodeError::Refused(explain::<T>("encode", error)),
-        Err(payload) => EncodeError::Refused(format!(
-            "cannot encode `{}`: its Serialize panicked: {}",
-            type_name::<T>(),
-            panic_message(payload)
-        )),
+        Ok(Ok(tail)) => return Ok(tail),
+        Ok(Err(error)) => unencoded::<T>(error, limit),
+        Err(payload) => encode_panicked::<T>(payload),
     };
     bytes.truncate(start);
     Err(error)
+}
+
+#[cold]
+fn unencoded<T>(error: postcard::Error, limit: u64) -> Box<EncodeError> {
+    Box::new(match error {
+        postcard::Error::SerializeBufferFull => EncodeError::TooLarge { limit },
+        error => EncodeError::Refused(explain::<T>("encode", error)),
+    })
+}
+
+#[cold]
+fn encode_panicked<T>(payload: Box<dyn Any + Send>) -> Box<EncodeError> {
+    let name = type_name::<T>();
+    let message = panic_message(payload);
+    Box::new(EncodeError::Refused(format!(
+        "cannot encode `{name}`: its Serialize panicked: {message}"
+    )))
 }
 
 /// A value's bytes as they came: in one piece, or in two where the second was kept apart.
@@ -184,10 +116,12 @@ pub(crate) fn decode_encoded<T: DeserializeOwned>(encoded: Encoded<'_>) -> Resul
 }
 
 /// Reads a value that fills `bytes`: what is left over is an error, for it means that the types differ.
+#[inline]
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     decode_from(postcard::Deserializer::from_bytes(bytes), None, bytes.len())
 }
 
+#[inline]
 fn decode_from<'de, T, F>(
     mut deserializer: postcard::Deserializer<'de, F>,
     tail: Option<&Tail>,
@@ -205,25 +139,38 @@ where
             deserializer.finalize()?.len() + tail.map_or(0, Tail::left_over),
         ))
     }));
-    let name = type_name::<T>();
     match decoded {
         Ok(Ok((value, 0))) => Ok(value),
         Ok(Ok((value, rest))) => {
             // The value's Drop is the user's code, which may panic like the rest of it.
             drop_quietly(value);
-            Err(format!(
-                "cannot decode `{name}`: {rest} of {length} bytes are left over; {ADVICE}"
-            ))
+            Err(left_over::<T>(rest, length))
         }
-        Ok(Err(_)) if too_deep.get() => Err(format!(
-            "cannot decode `{name}`: it nests deeper than {DEEPEST} levels"
-        )),
-        Ok(Err(error)) => Err(explain::<T>("decode", error)),
-        Err(payload) => Err(format!(
-            "cannot decode `{name}`: its Deserialize panicked: {}",
-            panic_message(payload)
-        )),
+        Ok(Err(error)) => Err(undecoded::<T>(error, too_deep.get())),
+        Err(payload) => Err(decode_panicked::<T>(payload)),
     }
+}
+
+#[cold]
+fn left_over<T>(rest: usize, length: usize) -> String {
+    let name = type_name::<T>();
+    format!("cannot decode `{name}`: {rest} of {length} bytes are left over; {ADVICE}")
+}
+
+#[cold]
+fn undecoded<T>(error: postcard::Error, is_too_deep: bool) -> String {
+    if is_too_deep {
+        let name = type_name::<T>();
+        return format!("cannot decode `{name}`: it nests deeper than {DEEPEST} levels");
+    }
+    explain::<T>("decode", error)
+}
+
+#[cold]
+fn decode_panicked<T>(payload: Box<dyn Any + Send>) -> String {
+    let name = type_name::<T>();
+    let message = panic_message(payload);
+    format!("cannot decode `{name}`: its Deserialize panicked: {message}")
 }
 
 /// A message of this crate's own to bytes.
@@ -253,7 +200,7 @@ fn explain<T>(verb: &str, error: postcard::Error) -> String {
 const LONGEST_MESSAGE: usize = 256 * 1024;
 
 /// The text of a panic's payload.
-pub(crate) fn panic_message(payload: Box<dyn std::any::Any + Send>) -> String {
+pub(crate) fn panic_message(payload: Box<dyn Any + Send>) -> String {
     let mut message = match payload.downcast_ref::<&'static str>() {
         Some(text) => (*text).to_owned(),
         None => match payload.downcast_ref::<String>() {
@@ -337,7 +284,8 @@ pub(crate) fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*number))
 }
 
-fn put_varint(mut value: u64, out: &mut [u8; 10]) -> usize {
+#[inline]
+pub(super) fn put_varint(mut value: u64, out: &mut [u8; 10]) -> usize {
     let mut n = 0;
     while value >= 0x80 {
         out[n] = value as u8 | 0x80;
@@ -449,7 +397,7 @@ mod tests {
         let mut bytes = vec![1, 2];
         assert_eq!(
             encode(&"four", &mut bytes, 4),
-            Err(EncodeError::TooLarge { limit: 4 })
+            Err(Box::new(EncodeError::TooLarge { limit: 4 }))
         );
         assert_eq!(bytes, [1, 2]);
         assert_eq!(encode(&"four", &mut bytes, 5), Ok(()));

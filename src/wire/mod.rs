@@ -10,6 +10,7 @@ pub(crate) mod frame;
 pub(crate) mod message;
 pub(crate) mod codec;
 pub(crate) mod depth;
+mod encoder;
 mod tail;
 pub(crate) mod attachments;
 pub(crate) mod transport;

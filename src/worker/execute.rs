@@ -127,7 +127,8 @@ pub(super) async fn run_chunk(
         }
         Run::Async(start) => {
             let mut record = Vec::new();
-            while let Some(argument) = chunk.next() {
+            let mut next = chunk.begin();
+            while let Some(argument) = next {
                 let encoded = match flatten(panic::catch(|| {
                     start(argument.into(), Vec::new(), limits.max_frame_size)
                 })) {
@@ -141,10 +142,13 @@ pub(super) async fn run_chunk(
                         Ok(false)
                     })
                 });
-                match pushed {
-                    Ok(()) => chunk.finish(&record),
-                    Err(failure) => chunk.fail(&failure),
-                }
+                next = match pushed {
+                    Ok(()) => chunk.next(&record),
+                    Err(failure) => {
+                        chunk.fail(&failure);
+                        chunk.begin()
+                    }
+                };
             }
         }
         Run::Never => {}
@@ -215,23 +219,9 @@ impl<'a> Chunk<'a> {
     }
 }
 
-impl<'a> Elements<'a> for Chunk<'a> {
-    fn next(&mut self) -> Option<&'a [u8]> {
-        if self.element == self.count || !matches!(self.state, ChunkState::Runs) {
-            return None;
-        }
-        if self.element > 0 {
-            if self.is_revoked() {
-                self.state = ChunkState::Stopped(None);
-                return None;
-            }
-            let now = self.is_timed.then(clock);
-            self.replies.ledger().element(self.lane, self.element, now);
-        }
-        panic::forget();
-        take_record(&mut self.arguments).map(|(_, argument)| argument)
-    }
-
+impl<'a> Chunk<'a> {
+    /// The element that was begun last has ended.
+    #[inline(always)]
     fn finish(&mut self, record: &[u8]) {
         if self.is_revoked() {
             // This element was meant: what it gave when it heard of that is no value.
@@ -240,6 +230,30 @@ impl<'a> Elements<'a> for Chunk<'a> {
             self.state = ChunkState::Cut(error);
         }
         self.element += 1;
+    }
+
+    #[inline(always)]
+    fn start(&mut self) -> Option<&'a [u8]> {
+        if self.element == self.count || !matches!(self.state, ChunkState::Runs) {
+            return None;
+        }
+        if self.element > 0 {
+            let now = self.is_timed.then(clock);
+            self.replies.ledger().element(self.lane, self.element, now);
+        }
+        panic::forget();
+        take_record(&mut self.arguments).map(|(_, argument)| argument)
+    }
+}
+
+impl<'a> Elements<'a> for Chunk<'a> {
+    fn begin(&mut self) -> Option<&'a [u8]> {
+        self.start()
+    }
+
+    fn next(&mut self, record: &[u8]) -> Option<&'a [u8]> {
+        self.finish(record);
+        self.start()
     }
 
     #[cold]
