@@ -28,6 +28,7 @@ use crate::process::memory::claim;
 use crate::process::output::Output;
 use crate::process::spawn::Program;
 use crate::task::{entry, table};
+use crate::wire::buffers;
 use crate::wire::codec::{self, EncodeError};
 use crate::wire::context::TraceContext;
 use crate::wire::mark::Token;
@@ -554,6 +555,9 @@ impl PoolBuilder {
         let own = runtime::handle()
             .map_err(io("start the library's runtime"))?
             .clone();
+        if !worker::is_worker() {
+            buffers::keep_more(runtime::watch_buffers);
+        }
         let user = if own_runtime {
             None
         } else {

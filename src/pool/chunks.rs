@@ -16,6 +16,7 @@ use crate::error::{Cause, TaskError};
 use crate::wire::codec::{self, EncodeError, Encoded, push_record, take_record};
 use crate::wire::frame::{HEADER, Outgoing};
 use crate::wire::message::{Failure, kind};
+use crate::wire::tail::Ending;
 use crate::{runtime, task, wire};
 
 /// A chunk that has grown to this many bytes is sent, however few its elements.
@@ -87,7 +88,7 @@ impl Packer {
     #[cold]
     fn push_alone<A: Serialize>(&mut self, argument: &A, start: usize) -> Result<(), TaskError> {
         self.bytes.truncate(start);
-        let call = Arc::new(single(self.row, argument, self.limit, &self.options)?);
+        let call = Arc::new(single_kept(self.row, argument, self.limit, &self.options)?);
         self.complete_frame();
         self.complete.push(Packed { call, count: 1 });
         Ok(())
@@ -151,16 +152,36 @@ impl Packer {
 /// The call of a single task.
 pub(crate) fn single<A: Serialize>(
     row: u32,
+    argument: A,
+    limit: u64,
+    options: &TaskOptions,
+) -> Result<Call, TaskError> {
+    encode_single(row, options, |bytes| {
+        codec::encode_with_ending(argument, bytes, limit)
+    })
+}
+
+/// The same, where the argument is kept.
+pub(crate) fn single_kept<A: Serialize>(
+    row: u32,
     argument: &A,
     limit: u64,
     options: &TaskOptions,
 ) -> Result<Call, TaskError> {
+    encode_single(row, options, |bytes| codec::encode_kept(argument, bytes, limit))
+}
+
+fn encode_single(
+    row: u32,
+    options: &TaskOptions,
+    encode: impl FnOnce(&mut Vec<u8>) -> Result<Ending, Box<EncodeError>>,
+) -> Result<Call, TaskError> {
     let mut bytes = Outgoing::buffer(48);
     bytes.extend_from_slice(&row.to_le_bytes());
-    let (result, fds) = wire::attachments::collect(|| codec::encode_with_tail(argument, &mut bytes, limit));
+    let (result, fds) = wire::attachments::collect(|| encode(&mut bytes));
     match result {
-        Ok(tail) => {
-            let outgoing = Outgoing::new(kind::TASK, bytes, fds).with_head(tail - HEADER);
+        Ok(ending) => {
+            let outgoing = Outgoing::new(kind::TASK, bytes, fds).with_ending(ending);
             let mut call = Call::new(outgoing, row);
             call.set_options(options);
             Ok(call)

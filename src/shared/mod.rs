@@ -6,5 +6,6 @@ pub(crate) mod c_stdout;
 pub(crate) mod delivery;
 pub(crate) mod ledger;
 pub(crate) mod pages;
+pub(crate) mod same;
 pub(crate) mod watched;
 pub(crate) mod dispositions;

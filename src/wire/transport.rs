@@ -152,7 +152,7 @@ impl<M: Carry> Outbox<M> {
 
     pub(crate) fn push(&mut self, message: M, id: u64) {
         let outgoing = message.outgoing();
-        let length = outgoing.body().len();
+        let length = outgoing.len();
         if length <= COALESCE && outgoing.fds().is_empty() {
             self.coalesce(length, |bytes| outgoing.append_single(id, bytes));
             return;
@@ -228,14 +228,14 @@ fn write_frames(
     within: &mut usize,
     flags: SendFlags,
 ) -> io::Result<bool> {
-    let body = message.body();
+    let total = message.len();
     let mut frames: [Option<(Prefix, usize)>; FRAMES_AT_ONCE] = [None; FRAMES_AT_ONCE];
     let mut at = *offset;
     for frame in &mut frames {
         let (prefix, length) = message.frame_at(id, at);
         *frame = Some((prefix, length));
         at += length;
-        if at >= body.len() {
+        if at >= total {
             break;
         }
     }
@@ -245,9 +245,8 @@ fn write_frames(
     for (prefix, length) in frames.iter().flatten() {
         let prefix = prefix.as_slice();
         slices.push(IoSlice::new(&prefix[skip.min(prefix.len())..]));
-        slices.push(IoSlice::new(
-            &body[at + skip.saturating_sub(prefix.len())..at + length],
-        ));
+        let part = message.part(at..at + length);
+        slices.push(IoSlice::new(&part[skip.saturating_sub(prefix.len())..]));
         at += length;
         skip = 0;
     }
@@ -265,7 +264,7 @@ fn write_frames(
         }
         sent -= frame;
         *offset += length;
-        if *offset == body.len() {
+        if *offset == total {
             return Ok(true);
         }
     }
