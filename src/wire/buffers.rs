@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::codec::drop_quietly;
 use crate::shared::pages;
 
 /// Smaller buffers are the allocator's business, which shrinks a heap for less than a few of these.
@@ -232,6 +233,9 @@ pub(crate) fn give_bytes(mut bytes: Bytes) {
         // What is left is moved to the front.
         bytes.truncate(1);
         give(bytes.into());
+    } else if !bytes.is_empty() {
+        // Their owner may be the user's, and its Drop may panic.
+        drop_quietly(bytes);
     }
 }
 
