@@ -125,14 +125,16 @@ pub(crate) struct Outgoing {
     /// Bytes of the body that are its head.
     head: usize,
     /// The body behind its head, where it lies apart.
-    tail: Bytes,
+    tail: Option<Bytes>,
     fds: Vec<OwnedFd>,
 }
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
         buffers::give(std::mem::take(&mut self.bytes));
-        buffers::give_bytes(std::mem::take(&mut self.tail));
+        if let Some(tail) = self.tail.take() {
+            buffers::give_bytes(tail);
+        }
     }
 }
 
@@ -144,7 +146,7 @@ impl Outgoing {
             kind,
             bytes,
             head: 0,
-            tail: Bytes::new(),
+            tail: None,
             fds,
         }
     }
@@ -152,14 +154,15 @@ impl Outgoing {
     /// Has the tail of the body kept apart from the rest where it arrives, if that is worth it.
     pub(crate) fn with_ending(mut self, ending: Ending) -> Self {
         let (start, tail) = match ending {
-            Ending::Within(start) => (start, Bytes::new()),
-            Ending::Apart(tail) => (self.bytes.len(), tail),
+            Ending::Within(start) => (start, None),
+            Ending::Apart(tail) => (self.bytes.len(), Some(tail)),
         };
         let head = start - HEADER;
-        if (1..=LONGEST_HEAD).contains(&head) && self.bytes.len() + tail.len() >= start + SHORTEST_TAIL {
+        let length = self.bytes.len() + tail.as_ref().map_or(0, Bytes::len);
+        if (1..=LONGEST_HEAD).contains(&head) && length >= start + SHORTEST_TAIL {
             self.head = head;
             self.tail = tail;
-        } else {
+        } else if let Some(tail) = tail {
             self.bytes.extend_from_slice(&tail);
         }
         self
@@ -178,7 +181,7 @@ impl Outgoing {
 
     /// The length of the body.
     pub(crate) fn len(&self) -> usize {
-        self.bytes.len() - HEADER + self.tail.len()
+        self.bytes.len() - HEADER + self.tail.as_ref().map_or(0, Bytes::len)
     }
 
     /// The body, but for a tail that lies apart.
@@ -190,7 +193,10 @@ impl Outgoing {
     pub(crate) fn part(&self, range: Range<usize>) -> &[u8] {
         match range.start.checked_sub(self.body().len()) {
             None => &self.body()[range],
-            Some(start) => &self.tail[start..][..range.len()],
+            Some(start) => self
+                .tail
+                .as_ref()
+                .map_or(&[], |tail| &tail[start..][..range.len()]),
         }
     }
 
