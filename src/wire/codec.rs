@@ -501,7 +501,7 @@ mod tests {
     }
 
     /// The bytes of a value that is given away.
-    fn given<T: Serialize>(value: T, limit: u64) -> Result<Vec<u8>, EncodeError> {
+    fn given<T: Serialize>(value: T, limit: u64) -> Result<Vec<u8>, Box<EncodeError>> {
         let mut bytes = Vec::new();
         match encode_with_ending(value, &mut bytes, limit)? {
             Ending::Apart(tail) => bytes.extend_from_slice(&tail),
@@ -530,7 +530,7 @@ mod tests {
             assert!(given(Bytes::from(value.clone()), size).as_ref() == Ok(&expected));
             assert_eq!(
                 given(value.clone(), size - 1),
-                Err(EncodeError::TooLarge { limit: size - 1 })
+                Err(Box::new(EncodeError::TooLarge { limit: size - 1 }))
             );
             let mut bytes = vec![9];
             encode(&value, &mut bytes, size).unwrap();
