@@ -14,7 +14,7 @@ const CROWDED: Duration = Duration::from_micros(20);
 const RAREST: u32 = 6;
 
 /// How long to look, and whether it has been worth it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Looks {
     bound: Duration,
     /// Looks in vain, one after the other.

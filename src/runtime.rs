@@ -15,6 +15,7 @@ use rustix::thread::sched_getaffinity;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use crate::wire::buffers;
 use crate::wire::codec::drop_quietly;
 
 /// The library's runtime, started when it is first asked for. It lives until the process ends.
@@ -51,6 +52,18 @@ pub(crate) fn handle() -> io::Result<&'static Handle> {
         return Err(error);
     }
     Ok(HANDLE.get_or_init(|| handle))
+}
+
+/// Has large buffers given back to the system when they have not been used for a while.
+pub(crate) fn watch_buffers() {
+    let Ok(own) = handle() else {
+        return;
+    };
+    own.spawn(async {
+        while let Some(left) = buffers::shed() {
+            tokio::time::sleep_until(tokio::time::Instant::now() + left).await;
+        }
+    });
 }
 
 /// Whether a runtime finds the descriptors that it needs: tokio panics where there is none for its signals.

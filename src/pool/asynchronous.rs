@@ -49,7 +49,7 @@ impl<'a> Asynchronous<'a> {
         R: Serialize + DeserializeOwned + 'static,
     {
         self.pool
-            .apply_row(entry::asynchronous::<F, A, T, R>(&function), &argument)
+            .apply_row(entry::asynchronous::<F, A, T, R>(&function), argument)
     }
 
     /// As [`Pool::apply_async`].
@@ -61,7 +61,7 @@ impl<'a> Asynchronous<'a> {
         R: Serialize + DeserializeOwned + 'static,
     {
         self.pool
-            .apply_async_row(entry::asynchronous::<F, A, T, R>(&function), &argument)
+            .apply_async_row(entry::asynchronous::<F, A, T, R>(&function), argument)
     }
 
     /// As [`Pool::try_apply`].
@@ -89,7 +89,7 @@ impl<'a> Asynchronous<'a> {
         R: Serialize + DeserializeOwned + 'static,
     {
         self.pool
-            .task_row(entry::asynchronous::<F, A, T, R>(&function), &argument)
+            .task_row(entry::asynchronous::<F, A, T, R>(&function), argument)
     }
 
     /// As [`Pool::map`].

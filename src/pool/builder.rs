@@ -32,6 +32,7 @@ use crate::process::start_method::StartMethod;
 use crate::process::template::{Plan, Template};
 use crate::task::encode;
 use crate::task::initializer::{Initializer, InitializerOutcome};
+use crate::wire::buffers;
 use crate::wire::codec;
 use crate::wire::context::TraceContext;
 use crate::wire::mark::Token;
@@ -551,6 +552,9 @@ impl PoolBuilder {
         let own = runtime::handle()
             .map_err(refused("start the library's runtime"))?
             .clone();
+        if !worker::is_worker() {
+            buffers::keep_more(runtime::watch_buffers);
+        }
         let user = if own_runtime {
             None
         } else {

@@ -173,16 +173,24 @@ pub(crate) enum Frame {
 
 impl Frame {
     fn new(outgoing: Outgoing) -> Self {
-        let short = (outgoing.kind() == kind::TASK && outgoing.fds().is_empty())
+        let short = (outgoing.kind() == kind::TASK && outgoing.is_single() && outgoing.fds().is_empty())
             .then(|| Body::small(outgoing.body()))
             .flatten();
         short.map_or_else(|| Self::Whole(Arc::new(outgoing)), Self::Short)
     }
 
+    /// The body, but for a tail that lies apart: no chunk has one.
     fn body(&self) -> &[u8] {
         match self {
             Self::Short(body) => body,
             Self::Whole(outgoing) => outgoing.body(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Short(body) => body.len(),
+            Self::Whole(outgoing) => outgoing.len(),
         }
     }
 }
@@ -546,7 +554,7 @@ impl Call {
     /// Bytes of its frame's body, while it has one.
     pub(crate) fn size(&self) -> usize {
         match &self.lock().state {
-            SlotState::Pending { frame, .. } => frame.body().len(),
+            SlotState::Pending { frame, .. } => frame.len(),
             _ => 0,
         }
     }

@@ -88,7 +88,7 @@ impl Packer {
     #[cold]
     fn push_alone<A: Serialize>(&mut self, argument: &A, start: usize) -> Result<(), TaskError> {
         self.bytes.truncate(start);
-        let call = Arc::new(single(self.row, argument, self.limit, &self.options)?);
+        let call = Arc::new(single_kept(self.row, argument, self.limit, &self.options)?);
         self.complete_frame();
         self.complete.push(Packed { call, count: 1 });
         Ok(())
@@ -152,12 +152,29 @@ impl Packer {
 /// The call of a single task.
 pub(crate) fn single<A: Serialize>(
     row: u32,
+    argument: A,
+    limit: u64,
+    options: &TaskOptions,
+) -> Result<Call, TaskError> {
+    single_call(row, options, encode::single(row, argument, limit))
+}
+
+/// The same, where the argument is kept.
+pub(crate) fn single_kept<A: Serialize>(
+    row: u32,
     argument: &A,
     limit: u64,
     options: &TaskOptions,
 ) -> Result<Call, TaskError> {
-    let outgoing = encode::single(row, argument, limit).map_err(|error| encode_error(row, error))?;
-    let mut call = Call::new(outgoing, row);
+    single_call(row, options, encode::single_kept(row, argument, limit))
+}
+
+fn single_call(
+    row: u32,
+    options: &TaskOptions,
+    encoded: Result<Outgoing, Box<EncodeError>>,
+) -> Result<Call, TaskError> {
+    let mut call = Call::new(encoded.map_err(|error| encode_error(row, *error))?, row);
     call.set_options(options);
     Ok(call)
 }

@@ -9,9 +9,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::asynchronous::Asynchronous;
-use super::builder::PoolBuilder;
+use super::builder::{Config, PoolBuilder};
 use super::call::Call;
-use super::chunks::{decode_single, single};
+use super::chunks::{decode_single, single, single_kept};
 use super::dispatch::{End, Shared};
 use super::imap::Imap;
 use super::map::{IterSource, Map, StreamSource};
@@ -32,8 +32,9 @@ use crate::task::entry;
 /// work finish, [`close`](Self::close) and [`join`](Self::join).
 ///
 /// Functions that tasks run must be plain functions or closures that capture nothing; arguments and results must be
-/// serde types that postcard can carry (`Json` takes the others). `Vec<u8>` goes byte by byte under serde; `Bytes`
-/// of the crate bytes, with its feature `serde`, goes in one piece.
+/// serde types that postcard can carry (`Json` takes the others). Bytes go in one
+/// piece as `Vec<u8>` or `String`, or as `Bytes` of the crate bytes with its feature `serde`, whose memory large ones
+/// keep on both sides. As a part of another type a `Vec<u8>` goes byte by byte; `Bytes` and `serde_bytes` do not.
 ///
 /// # Examples
 ///
@@ -171,7 +172,7 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned + 'static,
     {
-        self.apply_row(entry::blocking::<F, F, A, R>(&function), &argument)
+        self.apply_row(entry::blocking::<F, F, A, R>(&function), argument)
     }
 
     /// Starts `function` with `argument` in a worker now, and gives a handle. Dropping the handle lets the task go
@@ -185,7 +186,7 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned + 'static,
     {
-        self.apply_async_row(entry::blocking::<F, F, A, R>(&function), &argument)
+        self.apply_async_row(entry::blocking::<F, F, A, R>(&function), argument)
     }
 
     /// Starts `function` with `argument` if the queue has room and nobody waits for that, and gives the argument back
@@ -230,7 +231,7 @@ impl Pool {
         A: Serialize + DeserializeOwned,
         R: Serialize + DeserializeOwned + 'static,
     {
-        self.task_row(entry::blocking::<F, F, A, R>(&function), &argument)
+        self.task_row(entry::blocking::<F, F, A, R>(&function), argument)
     }
 
     /// Runs `function` for every element of `input`; awaited, it gives all values in input order.
@@ -449,12 +450,12 @@ impl Pool {
     }
 
     /// A call with the pool's own options.
-    fn call<A: Serialize>(&self, row: u32, argument: &A) -> Result<Arc<Call>, TaskError> {
+    fn call<A: Serialize>(&self, row: u32, argument: A) -> Result<Arc<Call>, TaskError> {
         let config = &self.shared().config;
         single(row, argument, config.max_frame_size, &config.task_options).map(Arc::new)
     }
 
-    pub(super) fn apply_row<A, R>(&self, row: u32, argument: &A) -> Apply<R>
+    pub(super) fn apply_row<A, R>(&self, row: u32, argument: A) -> Apply<R>
     where
         A: Serialize,
         R: DeserializeOwned + 'static,
@@ -463,7 +464,7 @@ impl Pool {
         Apply::new(Arc::clone(self.shared()), call, decode_single::<R>)
     }
 
-    pub(super) fn apply_async_row<A, R>(&self, row: u32, argument: &A) -> AsyncResult<R>
+    pub(super) fn apply_async_row<A, R>(&self, row: u32, argument: A) -> AsyncResult<R>
     where
         A: Serialize,
         R: DeserializeOwned + 'static,
@@ -478,7 +479,7 @@ impl Pool {
         }
     }
 
-    pub(super) fn task_row<A, R>(&self, row: u32, argument: &A) -> Task<R>
+    pub(super) fn task_row<A, R>(&self, row: u32, argument: A) -> Task<R>
     where
         A: Serialize,
         R: DeserializeOwned + 'static,
@@ -505,7 +506,13 @@ impl Pool {
         let shared = Arc::clone(self.shared());
         // Looked at before the work of encoding, and again by the submission itself.
         let result = shared.admit().and_then(|()| {
-            let call = self.call(row, &argument).map_err(|error| error.cause())?;
+            let Config {
+                max_frame_size,
+                task_options,
+                ..
+            } = &shared.config;
+            let call = single_kept(row, &argument, *max_frame_size, task_options);
+            let call = call.map(Arc::new).map_err(|error| error.cause())?;
             shared.submit(&call)?;
             Ok(call)
         });

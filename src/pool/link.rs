@@ -6,19 +6,20 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::task::AtomicWaker;
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Notify;
 
 use super::call::Frame;
@@ -39,6 +40,8 @@ use crate::wire::transport::{Carry, Outbox, Received, Receiver, is_disconnect};
 const BATCH: usize = 16 * 1024;
 /// Reads in a row before other futures get their turn.
 const READS: usize = 16;
+/// What is taken from the socket at once by who waits for an answer.
+const LISTENS: u64 = 4 << 20;
 /// A worker that lived longer than this did not die of its start.
 const LONG_LIFE: Duration = Duration::from_secs(5);
 
@@ -71,6 +74,15 @@ pub(crate) enum Waiting {
     Much,
 }
 
+/// How much of what waited has been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sent {
+    All,
+    UntilFull,
+    /// So much that others should get their turn before the rest.
+    Much,
+}
+
 /// A worker's connection, and what belongs to it.
 pub(crate) struct Link {
     /// Its index in the state, which another has when this one is gone.
@@ -86,6 +98,8 @@ pub(crate) struct Link {
     control: OwnedFd,
     out: Mutex<Out>,
     reader: Mutex<Reader>,
+    /// The driving future did not wait for the reader.
+    was_missed: AtomicBool,
     driver: AtomicWaker,
     /// The driving future has nothing left to do.
     closed: AtomicBool,
@@ -128,7 +142,7 @@ struct Out {
     outbox: Outbox<Parcel>,
     /// Somebody is sending.
     writing: bool,
-    /// The socket is full: only the driving future sends.
+    /// The socket is full, or the rest is much: only the driving future sends.
     blocked: bool,
 }
 
@@ -187,6 +201,7 @@ impl Link {
                 garbled: false,
                 held: None,
             }),
+            was_missed: AtomicBool::new(false),
             driver: AtomicWaker::new(),
             closed: AtomicBool::new(false),
             fault: Mutex::new(None),
@@ -278,37 +293,31 @@ impl Link {
         self.write(false);
     }
 
-    /// `true` when the socket is full.
-    fn write(&self, is_driver: bool) -> bool {
+    fn write(&self, is_driver: bool) -> Sent {
         let mut out = self.lock_out();
         loop {
             if out.writing || (out.blocked && !is_driver) {
-                return out.blocked;
+                return if out.blocked { Sent::UntilFull } else { Sent::All };
             }
             out.blocked = false;
             if out.outbox.is_empty() {
-                return false;
+                return Sent::All;
             }
             // Taken out, so that nobody who has something to add waits for the system call.
             let mut batch = std::mem::take(&mut out.outbox);
             out.writing = true;
             drop(out);
-            let result = batch.write(self.connection.as_fd(), SendFlags::DONTWAIT);
+            let result = batch.write_some(self.connection.as_fd(), SendFlags::DONTWAIT);
             out = self.lock_out();
             out.writing = false;
             self.ledger.ring();
-            match result {
-                Ok(()) => out.outbox.reuse(batch),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    batch.append(std::mem::take(&mut out.outbox));
-                    out.outbox = batch;
-                    out.blocked = true;
-                    drop(out);
-                    if !is_driver {
-                        self.driver.wake();
-                    }
-                    return true;
+            let sent = match result {
+                Ok(true) => {
+                    out.outbox.reuse(batch);
+                    continue;
                 }
+                Ok(false) => Sent::Much,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::UntilFull,
                 Err(error) => {
                     // What was to be sent is known to the state as sent, and is found there when the worker is
                     // declared lost. A worker that hung up may still have answers on the way.
@@ -317,9 +326,17 @@ impl Link {
                         self.set_fault(format!("its connection failed: {error}"));
                         self.broken.notify_one();
                     }
-                    return false;
+                    return Sent::All;
                 }
+            };
+            batch.append(std::mem::take(&mut out.outbox));
+            out.outbox = batch;
+            out.blocked = true;
+            drop(out);
+            if !is_driver {
+                self.driver.wake();
             }
+            return sent;
         }
     }
 
@@ -333,54 +350,67 @@ impl Link {
         crate::wire::transport::send(self.control.as_fd(), &slices, &[], SendFlags::DONTWAIT).ok();
     }
 
-    /// Reads once and handles what came. `Ok(None)` when the socket is empty, `Ok(Some(more))` otherwise.
-    fn read(&self, shared: &Shared) -> Result<Option<bool>, String> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if reader.ended {
-            return Ok(None);
+    /// Does something with the reader when nobody else does.
+    fn with_reader<T>(&self, act: impl FnOnce(&mut Reader) -> T) -> T {
+        let result = act(&mut self.reader.lock().unwrap_or_else(PoisonError::into_inner));
+        self.left_reader();
+        result
+    }
+
+    /// Does something with the reader if nobody else does. `None` where somebody does: then the driving future is woken
+    /// when that is over.
+    fn try_with_reader<T>(&self, act: impl FnOnce(&mut Reader) -> T) -> Option<T> {
+        let try_lock = || match self.reader.try_lock() {
+            Ok(reader) => Some(reader),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        let reader = try_lock().or_else(|| {
+            // Both sides change this word, so that one of them sees what the other did first.
+            self.was_missed.swap(true, Ordering::AcqRel);
+            try_lock()
+        });
+        let result = act(&mut *reader?);
+        self.left_reader();
+        Some(result)
+    }
+
+    /// Called without the lock.
+    fn left_reader(&self) {
+        if self.was_missed.swap(false, Ordering::AcqRel) {
+            self.driver.wake();
         }
-        let mut messages = Vec::new();
-        let received = reader.receive(self, &mut messages);
-        // Handled under the reader's lock, so that messages keep their order whoever reads.
-        reader.handled(shared.handle(self, messages))?;
-        reader.handled(received)
     }
 
     /// Handles all that has come by now, for who cannot wait for the driving future.
     pub(crate) fn read_all(&self, shared: &Shared) {
-        loop {
-            match self.read(shared) {
-                Ok(Some(true)) => {}
-                Ok(_) => break,
-                Err(fault) => return self.give_up(fault),
-            }
-        }
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(fault) = reader.look(self, shared, || true) {
+        let read = |reader: &mut Reader| {
+            while reader.read(self, shared)? == Some(true) {}
+            reader.look(self, shared, || true)
+        };
+        if let Err(fault) = self.with_reader(read) {
             self.give_up(fault);
         }
     }
 
     /// Looks for answers where the worker leaves them, until `is_over` or for as long as it has been worth it lately.
     pub(crate) fn look(&self, shared: &Shared, is_over: impl Fn() -> bool) {
-        // Whoever has the lock handles what comes.
-        let Ok(mut reader) = self.reader.try_lock() else {
-            return;
+        let look = |reader: &mut Reader| match reader.looks.begin() {
+            true => reader.look(self, shared, is_over),
+            false => Ok(()),
         };
-        if reader.looks.begin()
-            && let Err(fault) = reader.look(self, shared, is_over)
-        {
+        // Whoever has the lock handles what comes.
+        if let Some(Err(fault)) = self.try_with_reader(look) {
             self.give_up(fault);
         }
     }
 
     /// Takes what somebody who looked has left to the driving future.
-    fn take_held(&self, shared: &Shared) -> Result<(), String> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        match reader.held {
+    fn take_held(&self, shared: &Shared) -> Option<Result<(), String>> {
+        self.try_with_reader(|reader| match reader.held {
             Some(_) => reader.look(self, shared, || true),
             None => Ok(()),
-        }
+        })
     }
 
     fn give_up(&self, fault: String) {
@@ -390,16 +420,18 @@ impl Link {
 
     /// Takes everything that a dead worker left: in the socket, then in the ledger. Nothing is read after it.
     pub(crate) fn drain(&self, shared: &Shared) {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut messages = Vec::new();
-        // Behind garbage nothing can be told from more of it.
-        let result = if reader.garbled {
-            Ok(())
-        } else {
-            reader.receive_rest(self, &mut messages)
-        };
-        reader.ended = true;
-        if let Err(fault) = result.and(shared.handle(self, messages)) {
+        let drained = self.with_reader(|reader| {
+            let mut messages = Vec::new();
+            // Behind garbage nothing can be told from more of it.
+            let result = if reader.garbled {
+                Ok(())
+            } else {
+                reader.receive_rest(self, &mut messages)
+            };
+            reader.ended = true;
+            result.and(shared.handle(self, messages))
+        });
+        if let Err(fault) = drained {
             self.set_fault(fault);
         }
     }
@@ -427,6 +459,18 @@ impl Link {
 }
 
 impl Reader {
+    /// Reads once and handles what came. `Ok(None)` when the socket is empty, `Ok(Some(more))` otherwise.
+    fn read(&mut self, link: &Link, shared: &Shared) -> Result<Option<bool>, String> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut messages = Vec::new();
+        let received = self.receive(link, &mut messages);
+        // Handled under the reader's lock, so that messages keep their order whoever reads.
+        self.handled(shared.handle(link, messages))?;
+        self.handled(received)
+    }
+
     fn receive(&mut self, link: &Link, messages: &mut Vec<Message>) -> Result<Option<bool>, String> {
         // The handshake may have left some.
         self.take_messages(messages)?;
@@ -461,7 +505,7 @@ impl Reader {
             return Ok(());
         }
         let Some(mut position) = self.held.take().or_else(|| delivery.look()) else {
-            return Ok(());
+            return self.listen(link, shared, is_over);
         };
         // Everything in front of it was sent, and comes first. What comes with it the worker has sent since.
         while self.receiver.total() < position {
@@ -487,8 +531,7 @@ impl Reader {
             };
             match self.looks.look(glance) {
                 Some(Some(end)) if self.take(link, shared, position, end)? => position = end,
-                // The worker sends something, which the driving future hears.
-                Some(_) => return Ok(()),
+                Some(_) => return self.listen(link, shared, is_over),
                 None => break,
             }
         }
@@ -505,6 +548,31 @@ impl Reader {
         self.held = Some(position);
         link.driver.wake();
         Ok(())
+    }
+
+    /// Takes what the worker sends, which is quicker than to have the driving future woken for it, unless it is much.
+    fn listen(&mut self, link: &Link, shared: &Shared, is_over: impl Fn() -> bool) -> Result<(), String> {
+        let delivery = link.ledger.delivery();
+        let most = self.receiver.total() + LISTENS;
+        let mut looks = std::mem::take(&mut self.looks);
+        let result = loop {
+            if is_over() || self.ended || self.receiver.total() >= most {
+                break Ok(());
+            }
+            let mut messages = Vec::new();
+            let glance = || match self.receive(link, &mut messages) {
+                Ok(None) if !self.ended && delivery.is_sending(self.receiver.total()) => None,
+                received => Some(received),
+            };
+            let found = looks.look(glance);
+            let handled = self.handled(shared.handle(link, messages));
+            match found.map_or(Ok(None), |received| self.handled(received)) {
+                Ok(Some(_)) if handled.is_ok() => {}
+                received => break handled.and(received.map(drop)),
+            }
+        };
+        self.looks = looks;
+        result
     }
 
     /// Takes answers from the ledger; `false` when the worker is about to send them.
@@ -635,7 +703,11 @@ fn poll_link(
         return Poll::Ready(Ok(()));
     }
     loop {
-        let is_full = link.write(true);
+        let sent = link.write(true);
+        let is_full = sent == Sent::UntilFull;
+        if sent == Sent::Much {
+            let_others(context);
+        }
         let Some(before) = watching.take() else {
             return Poll::Ready(Ok(()));
         };
@@ -655,8 +727,10 @@ fn poll_link(
     let Some(Watching { watched, .. }) = watching else {
         return Poll::Ready(Ok(()));
     };
-    if let Err(fault) = link.take_held(shared) {
-        return Poll::Ready(Err(fault));
+    match link.take_held(shared) {
+        Some(Ok(())) => {}
+        Some(Err(fault)) => return Poll::Ready(Err(fault)),
+        None => return Poll::Pending,
     }
     for _ in 0..READS {
         let mut guard = match watched.poll_read_ready(context) {
@@ -664,18 +738,28 @@ fn poll_link(
             Poll::Ready(Err(error)) => return failed(error),
             Poll::Pending => return Poll::Pending,
         };
-        match link.read(shared) {
+        let read = link.try_with_reader(|reader| Ok((reader.read(link, shared)?, reader.ended)));
+        match read {
+            // Whoever reads has this woken.
+            None => return Poll::Pending,
+            Some(Ok((_, true))) => return Poll::Ready(Ok(())),
             // Less than there was room for: the socket is empty, or will tell.
-            Ok(Some(false) | None) => {
-                if link.reader.lock().unwrap_or_else(PoisonError::into_inner).ended {
-                    return Poll::Ready(Ok(()));
-                }
-                guard.clear_ready();
-            }
-            Ok(Some(true)) => {}
-            Err(fault) => return Poll::Ready(Err(fault)),
+            Some(Ok((Some(false) | None, _))) => guard.clear_ready(),
+            Some(Ok((Some(true), _))) => {}
+            Some(Err(fault)) => return Poll::Ready(Err(fault)),
         }
     }
-    context.waker().wake_by_ref();
+    let_others(context);
     Poll::Pending
+}
+
+/// Has this future polled again when others have had their turn. A runtime of one thread looks at its sockets only rarely
+/// while somebody is awake, but always for one that yields; where there are more threads, one of them waits for sockets.
+fn let_others(context: &mut Context<'_>) {
+    if Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread) {
+        let yielded = pin!(tokio::task::yield_now()).poll(context);
+        debug_assert!(yielded.is_pending());
+    } else {
+        context.waker().wake_by_ref();
+    }
 }

@@ -197,7 +197,7 @@ where
     }
 
     fn call(&mut self, argument: A) -> Apply<R> {
-        let mut task = self.pool.task_row(self.row, &argument);
+        let mut task = self.pool.task_row(self.row, argument);
         if let Some(options) = &self.options {
             task = options(task);
         }

@@ -321,7 +321,7 @@ impl ProcessBuilder {
         R: Serialize + DeserializeOwned + 'static,
     {
         let row = entry::blocking::<F, F, A, R>(&function);
-        self.spawn_row(encode::single(row, &argument, self.max_frame_size))
+        self.spawn_row(encode::single(row, argument, self.max_frame_size))
     }
 
     /// Starts a process that runs an async `function`, as [`spawn`](Self::spawn). It is polled on the process's main
@@ -342,7 +342,7 @@ impl ProcessBuilder {
         R: Serialize + DeserializeOwned + 'static,
     {
         let row = entry::asynchronous::<F, A, T, R>(&function);
-        self.spawn_row(encode::single(row, &argument, self.max_frame_size))
+        self.spawn_row(encode::single(row, argument, self.max_frame_size))
     }
 
     /// Starts a process that [runs](Run::run) `value`, as [`spawn`](Self::spawn).
@@ -359,7 +359,7 @@ impl ProcessBuilder {
 
     fn spawn_row<R>(
         &self,
-        message: Result<Outgoing, EncodeError>,
+        message: Result<Outgoing, Box<EncodeError>>,
     ) -> impl Future<Output = Result<Process<R>, ProcessError>> + Send + use<R> {
         let name = self.name.clone().unwrap_or_else(next_name);
         let starting = self.prepare(&name, message);
@@ -436,10 +436,10 @@ impl ProcessBuilder {
     fn prepare(
         &self,
         name: &str,
-        message: Result<Outgoing, EncodeError>,
+        message: Result<Outgoing, Box<EncodeError>>,
     ) -> Result<(Order, Starting), Cause> {
         self.check(name)?;
-        let message = message?;
+        let message = message.map_err(|error| Cause::from(*error))?;
         let (limits, memory) = self.limits.prepare(0)?;
         let current = current();
         let streams = Streams::of_its_own(&self.stdout, &self.stderr)?;

@@ -104,6 +104,12 @@ impl<W: Word> Delivery<'_, W> {
         (turn & STATE == FREE && self.turn.exchange(turn, turn | PARENT)).then_some(turn >> SHIFT)
     }
 
+    /// Whether the worker sends something, or has sent something that is not among the first `received` bytes.
+    pub(crate) fn is_sending(&self, received: u64) -> bool {
+        let turn = self.turn.load(Ordering::Acquire);
+        turn & STATE == WORKER || turn >> SHIFT > received
+    }
+
     /// Where the whole frames end. `None` when the worker has taken the turn, from `position` on.
     pub(crate) fn see(&self, position: u64) -> Option<u64> {
         let end = self.end.load(Ordering::Acquire);

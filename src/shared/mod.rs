@@ -8,5 +8,6 @@ pub(crate) mod fork;
 pub(crate) mod delivery;
 pub(crate) mod ledger;
 pub(crate) mod pages;
+pub(crate) mod same;
 pub(crate) mod watched;
 pub(crate) mod dispositions;

@@ -12,11 +12,12 @@ use serde::de::DeserializeOwned;
 use super::table;
 use crate::wire::codec::{self, EncodeError, Encoded};
 use crate::wire::message::Failure;
+use crate::wire::tail::Ending;
 
 /// Decodes the argument, runs the function, appends the encoded result, at most `limit` bytes of it, and says where
-/// its [tail](codec::encode_with_tail) begins.
+/// its tail lies.
 pub(crate) type RunBlocking =
-    fn(argument: Encoded<'_>, result: &mut Vec<u8>, limit: u64) -> Result<usize, Failure>;
+    fn(argument: Encoded<'_>, result: &mut Vec<u8>, limit: u64) -> Result<Ending, Failure>;
 
 /// Runs a chunk's elements one after the other. A panic leaves it in the midst of one; the rest is for the next call.
 pub(crate) type RunElements = for<'a> fn(elements: &mut dyn Elements<'a>, limit: u64);
@@ -33,7 +34,7 @@ pub(crate) trait Elements<'a> {
 }
 
 /// Runs an async function and encodes its result behind what the buffer held, as [`RunBlocking`] does.
-pub(crate) type AsyncTask = Pin<Box<dyn Future<Output = Result<(Vec<u8>, usize), Failure>>>>;
+pub(crate) type AsyncTask = Pin<Box<dyn Future<Output = Result<(Vec<u8>, Ending), Failure>>>>;
 
 /// Decodes the argument and gives the future that runs the function.
 pub(crate) type RunAsync =
@@ -151,7 +152,7 @@ where
 }
 
 #[inline]
-fn run_blocking<F, A, R>(argument: Encoded<'_>, result: &mut Vec<u8>, limit: u64) -> Result<usize, Failure>
+fn run_blocking<F, A, R>(argument: Encoded<'_>, result: &mut Vec<u8>, limit: u64) -> Result<Ending, Failure>
 where
     F: Fn(A) -> R + Copy + 'static,
     A: DeserializeOwned,
@@ -160,7 +161,7 @@ where
     let function = table::conjure::<F>();
     let argument = codec::decode_encoded(argument).map_err(Failure::DecodeArgument)?;
     let value = function(argument);
-    codec::encode_with_tail(&value, result, limit).map_err(encode_failure)
+    codec::encode_with_ending(value, result, limit).map_err(encode_failure)
 }
 
 fn run_elements<F, A, R>(elements: &mut dyn Elements<'_>, limit: u64)
@@ -202,8 +203,8 @@ where
     let future = function(argument);
     Ok(Box::pin(async move {
         let value = future.await;
-        let tail = codec::encode_with_tail(&value, &mut result, limit).map_err(encode_failure)?;
-        Ok((result, tail))
+        let ending = codec::encode_with_ending(value, &mut result, limit).map_err(encode_failure)?;
+        Ok((result, ending))
     }))
 }
 

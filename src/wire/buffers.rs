@@ -2,39 +2,164 @@
 //!
 //! An allocator gives large memory back to the system as soon as it is freed, and the next message of a mebibyte then
 //! pays for fresh pages what its bytes cost several times over. Each thread keeps a few buffers instead, of a bounded
-//! size. The thread that runs a worker's tasks keeps larger ones while it has something to do.
+//! size. Still larger ones the process keeps, for a short while, and only if somebody lets go of them in time.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use super::codec::drop_quietly;
 use crate::shared::pages;
 
-/// Smaller buffers are the allocator's business.
-const SMALLEST: usize = 64 * 1024;
-/// Larger buffers are given back: what is kept must not be much beside what a process has anyway.
+/// Smaller buffers are the allocator's business, which shrinks a heap for less than a few of these.
+const SMALLEST: usize = 16 * 1024;
+/// What a thread keeps must not be much beside what a process has anyway.
 const LARGEST: usize = 4 << 20;
-/// What is kept where more is kept, until nothing has been done for a while.
-const LARGEST_WHILE_BUSY: usize = 33 << 20;
 /// Buffers that a thread keeps.
 const MOST: usize = 2;
+/// What the process keeps of larger buffers, all together.
+const MOST_LARGE: usize = 256 << 20;
+/// How long it keeps one that nobody takes.
+const KEEPS: Duration = Duration::from_millis(100);
+/// From here on bytes that a user is given come back. Below, the allocator mostly keeps them warm itself.
+const LENT: usize = 16 << 20;
 
 thread_local! {
     static KEPT: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
-    static LONGEST: Cell<usize> = const { Cell::new(LARGEST) };
 }
 
-/// Has this thread keep larger buffers too, if it calls [`shed`] when it has had nothing to do for a while.
-pub(crate) fn keep_more() {
-    LONGEST.set(LARGEST_WHILE_BUSY);
+static LARGE: Mutex<Large> = Mutex::new(Large {
+    begin: None,
+    is_watched: false,
+    was_used: false,
+    buffers: Vec::new(),
+});
+/// Whether somebody should call [`shed`].
+static IS_WATCHED: AtomicBool = AtomicBool::new(false);
+
+/// The process's buffers.
+struct Large {
+    /// Called when there is something to let go of in time. Without it nothing is kept.
+    begin: Option<fn()>,
+    is_watched: bool,
+    /// Since somebody looked last.
+    was_used: bool,
+    /// With the time at which each was given, in that order.
+    buffers: Vec<(Vec<u8>, Instant)>,
 }
 
-/// Whether this thread keeps some that it should not keep for long.
-pub(crate) fn has_more() -> bool {
-    KEPT.with_borrow(|kept| kept.iter().any(|buffer| buffer.capacity() > LARGEST))
+impl Large {
+    fn lock() -> MutexGuard<'static, Self> {
+        LARGE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bytes(&self) -> usize {
+        self.buffers.iter().map(|(buffer, _)| buffer.capacity()).sum()
+    }
 }
 
-/// Gives those back to the system.
-pub(crate) fn shed() {
-    KEPT.with_borrow_mut(|kept| kept.retain(|buffer| buffer.capacity() <= LARGEST));
+/// Has this process keep larger buffers too. `begin` is called when it begins to: from then on somebody must call [`shed`]
+/// when that asks for it.
+pub(crate) fn keep_more(begin: fn()) {
+    Large::lock().begin = Some(begin);
+}
+
+/// Gives the process's buffers that were not used for a while back to the system. `Some` says when to call it again.
+#[inline]
+pub(crate) fn shed() -> Option<Duration> {
+    // Who has given one sees it at once, and whoever else watches was told.
+    if IS_WATCHED.load(Ordering::Relaxed) {
+        shed_large()
+    } else {
+        None
+    }
+}
+
+#[cold]
+fn shed_large() -> Option<Duration> {
+    let now = Instant::now();
+    let mut large = Large::lock();
+    let is_old = |since: &Instant| now.saturating_duration_since(*since) >= KEEPS;
+    let old = large
+        .buffers
+        .iter()
+        .take_while(|(_, since)| is_old(since))
+        .count();
+    let old: Vec<_> = large.buffers.drain(..old).collect();
+    let was_used = std::mem::take(&mut large.was_used);
+    let next = match large.buffers.first() {
+        Some((_, since)) => Some(KEEPS.saturating_sub(now.saturating_duration_since(*since))),
+        // They may come back any time.
+        None if was_used => Some(KEEPS),
+        None => None,
+    };
+    large.is_watched = next.is_some();
+    IS_WATCHED.store(large.is_watched, Ordering::Relaxed);
+    // Giving it back takes its time.
+    drop(large);
+    drop(old);
+    next
+}
+
+/// A buffer with room for `capacity` bytes, if the process has kept one that is not much larger.
+pub(crate) fn take_large(capacity: usize) -> Option<Vec<u8>> {
+    if capacity <= LARGEST {
+        return None;
+    }
+    let mut large = Large::lock();
+    // Who takes it may keep it.
+    let fits = capacity..=capacity.saturating_add(capacity / 4);
+    let index = large
+        .buffers
+        .iter()
+        .rposition(|(buffer, _)| fits.contains(&buffer.capacity()))?;
+    Some(large.buffers.remove(index).0)
+}
+
+fn give_large(buffer: Vec<u8>) {
+    let mut large = Large::lock();
+    let Some(begin) = large.begin.filter(|_| buffer.capacity() <= MOST_LARGE) else {
+        return;
+    };
+    let mut dropped = Vec::new();
+    while large.bytes() + buffer.capacity() > MOST_LARGE {
+        dropped.push(large.buffers.remove(0));
+    }
+    large.buffers.push((buffer, Instant::now()));
+    large.was_used = true;
+    let begins = !std::mem::replace(&mut large.is_watched, true);
+    IS_WATCHED.store(true, Ordering::Relaxed);
+    drop(large);
+    drop(dropped);
+    if begins {
+        begin();
+    }
+}
+
+/// A user's bytes, whose memory comes back when the last who has them drops them.
+struct Lent(Vec<u8>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        give(std::mem::take(&mut self.0));
+    }
+}
+
+/// Bytes for a user.
+pub(crate) fn lend(buffer: Vec<u8>) -> Bytes {
+    if buffer.capacity() < LENT || Large::lock().begin.is_none() {
+        return buffer.into();
+    }
+    Bytes::from_owner(Lent(buffer))
 }
 
 /// Makes room for `more` bytes behind what `buffer` holds.
@@ -57,7 +182,11 @@ fn grow(buffer: &mut Vec<u8>, needed: usize) {
 /// An empty buffer with room for `capacity` bytes, or for as many as one that was kept has, if that is enough to begin
 /// with.
 pub(crate) fn take(capacity: usize) -> Vec<u8> {
-    if capacity >= SMALLEST
+    if capacity > LARGEST {
+        if let Some(buffer) = take_large(capacity) {
+            return buffer;
+        }
+    } else if capacity >= SMALLEST
         && let Ok(Some(buffer)) = KEPT.try_with(|kept| {
             let mut kept = kept.try_borrow_mut().ok()?;
             // Not a much larger one: who takes it may keep it.
@@ -75,11 +204,13 @@ pub(crate) fn take(capacity: usize) -> Vec<u8> {
 
 /// Keeps a buffer that is not needed any more, if it is worth it.
 pub(crate) fn give(mut buffer: Vec<u8>) {
-    let longest = LONGEST.try_with(Cell::get).unwrap_or(LARGEST);
-    if !(SMALLEST..=longest).contains(&buffer.capacity()) {
+    if buffer.capacity() < SMALLEST {
         return;
     }
     buffer.clear();
+    if buffer.capacity() > LARGEST {
+        return give_large(buffer);
+    }
     // A thread that ends keeps nothing.
     let given = KEPT.try_with(|kept| {
         let Ok(mut kept) = kept.try_borrow_mut() else {
@@ -94,6 +225,18 @@ pub(crate) fn give(mut buffer: Vec<u8>) {
         }
     });
     given.ok();
+}
+
+/// Keeps the memory of bytes that nobody else has, if it is worth it.
+pub(crate) fn give_bytes(mut bytes: Bytes) {
+    if bytes.len() >= SMALLEST && bytes.is_unique() {
+        // What is left is moved to the front.
+        bytes.truncate(1);
+        give(bytes.into());
+    } else if !bytes.is_empty() {
+        // Their owner may be the user's, and its Drop may panic.
+        drop_quietly(bytes);
+    }
 }
 
 #[cfg(test)]
@@ -116,17 +259,38 @@ mod tests {
     }
 
     #[test]
-    fn more_is_kept_until_it_is_shed() {
-        keep_more();
-        give(Vec::with_capacity(LARGEST_WHILE_BUSY + 1));
-        assert!(!has_more());
-        give(Vec::with_capacity(LARGEST));
-        assert!(!has_more());
-        give(Vec::with_capacity(LARGEST + 1));
-        assert!(has_more());
-        shed();
-        assert!(!has_more());
-        assert_eq!(KEPT.with_borrow(Vec::len), 1);
+    fn larger_ones_come_back_until_they_are_shed() {
+        static BEGUN: AtomicBool = AtomicBool::new(false);
+        give(Vec::with_capacity(LENT));
+        assert!(take_large(LENT).is_none() && shed().is_none());
+        keep_more(|| BEGUN.store(true, Ordering::Relaxed));
+        give(Vec::with_capacity(MOST_LARGE + 1));
+        assert!(!BEGUN.load(Ordering::Relaxed));
+
+        let bytes = lend(vec![1; LENT]);
+        let place = bytes.as_ptr();
+        drop(bytes.clone());
+        assert!(take_large(LENT).is_none());
+        drop(bytes);
+        assert!(BEGUN.load(Ordering::Relaxed));
+        assert!(take_large(LENT / 2).is_none() && take_large(LENT + 1).is_none());
+        let again = take(LENT);
+        assert!(again.is_empty() && again.as_ptr() == place);
+
+        for capacity in [MOST_LARGE / 2, MOST_LARGE / 2 - 1, MOST_LARGE / 2 + 1] {
+            give(Vec::with_capacity(capacity));
+        }
+        assert!(take_large(MOST_LARGE / 2 - 1).is_some_and(|buffer| buffer.capacity() == MOST_LARGE / 2 + 1));
+        // The oldest was too much.
+        assert!(take_large(MOST_LARGE / 2 - 1).is_some_and(|buffer| buffer.capacity() == MOST_LARGE / 2 - 1));
+        assert!(take_large(MOST_LARGE / 2 - 1).is_none());
+
+        give(again);
+        while let Some(left) = shed() {
+            assert!(left <= KEEPS);
+            std::thread::yield_now();
+        }
+        assert!(take_large(LENT).is_none() && shed().is_none());
     }
 
     #[test]
@@ -138,7 +302,7 @@ mod tests {
             moves += usize::from(buffer.capacity() > before && before >= SMALLEST);
             buffer.extend_from_slice(&[1; 3]);
         }
-        assert!(moves <= 6, "{moves}");
+        assert!(moves <= 8, "{moves}");
     }
 
     #[test]

@@ -4,13 +4,17 @@ use std::any::{Any, type_name};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::buffers;
 use super::depth::{Bounded, DEEPEST, Depth};
 use super::encoder::Encoder;
-use super::tail::Tail;
+use super::frame::SHORTEST_TAIL;
+use super::tail::{Ending, Tail};
+use crate::shared::pages;
+use crate::shared::same::{is, known, known_ref, unknown};
 
 /// Why a value could not be encoded. Behind a box, so that nothing of it is moved about where all goes well.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,14 +40,85 @@ pub(crate) fn encode<T: Serialize>(
     encode_with_tail(value, bytes, limit).map(|_| ())
 }
 
-/// The same, and says where in `bytes` the byte string or text begins with which the value ends, their length where
+/// The same, and says where the byte string or text lies with which the value ends. The memory of a large one is handed
+/// on where the value is that and nothing else.
+pub(crate) fn encode_with_ending<T: Serialize>(
+    value: T,
+    bytes: &mut Vec<u8>,
+    limit: u64,
+) -> Result<Ending, Box<EncodeError>> {
+    match apart(value) {
+        Ok(tail) => {
+            put_length(tail.len(), bytes, limit)?;
+            Ok(Ending::Apart(tail))
+        }
+        Err(value) => encode_with_tail(&value, bytes, limit).map(Ending::Within),
+    }
+}
+
+/// The same for a value that is kept.
+pub(crate) fn encode_kept<T: Serialize>(
+    value: &T,
+    bytes: &mut Vec<u8>,
+    limit: u64,
+) -> Result<Ending, Box<EncodeError>> {
+    match known_ref::<T, Bytes>(value).map(|bytes| apart(bytes.clone())) {
+        Some(Ok(tail)) => {
+            put_length(tail.len(), bytes, limit)?;
+            Ok(Ending::Apart(tail))
+        }
+        _ => encode_with_tail(value, bytes, limit).map(Ending::Within),
+    }
+}
+
+/// The memory of a large byte string or text.
+fn apart<T>(value: T) -> Result<Bytes, T> {
+    let length = if let Some(bytes) = known_ref::<T, Bytes>(&value) {
+        bytes.len()
+    } else if let Some(bytes) = known_ref::<T, Vec<u8>>(&value) {
+        bytes.len()
+    } else {
+        known_ref::<T, String>(&value).map_or(0, String::len)
+    };
+    if length < SHORTEST_TAIL {
+        return Err(value);
+    }
+    known::<T, Bytes>(value)
+        .or_else(|value| known::<T, Vec<u8>>(value).map(Bytes::from))
+        .or_else(|value| known::<T, String>(value).map(Bytes::from))
+}
+
+/// Appends the length that stands in front of so many bytes, if both are within the limit.
+fn put_length(length: usize, bytes: &mut Vec<u8>, limit: u64) -> Result<(), Box<EncodeError>> {
+    let mut varint = [0; 10];
+    let n = put_varint(length as u64, &mut varint);
+    if (length as u64).saturating_add(n as u64) > limit {
+        return Err(Box::new(EncodeError::TooLarge { limit }));
+    }
+    bytes.extend_from_slice(&varint[..n]);
+    Ok(())
+}
+
+/// What serde makes of a `Vec<u8>`, which it takes byte by byte; and where in `bytes` its own begin.
+fn encode_bytes(value: &[u8], bytes: &mut Vec<u8>, limit: u64) -> Result<usize, Box<EncodeError>> {
+    put_length(value.len(), bytes, limit)?;
+    let start = bytes.len();
+    buffers::reserve(bytes, value.len());
+    bytes.extend_from_slice(value);
+    Ok(start)
+}
+
+/// As [`encode`], and says where in `bytes` the byte string or text begins with which the value ends, their length where
 /// it does not end with one.
 #[inline]
-pub(crate) fn encode_with_tail<T: Serialize>(
+pub(super) fn encode_with_tail<T: Serialize>(
     value: &T,
     bytes: &mut Vec<u8>,
     limit: u64,
 ) -> Result<usize, Box<EncodeError>> {
+    if let Some(value) = known_ref::<T, Vec<u8>>(value) {
+        return encode_bytes(value, bytes, limit);
+    }
     let start = bytes.len();
     let end = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(start);
     let result = catch_unwind(AssertUnwindSafe(|| {
@@ -96,7 +171,10 @@ pub(crate) fn decode_encoded<T: DeserializeOwned>(encoded: Encoded<'_>) -> Resul
     let Some(tail) = tail else {
         return decode(bytes);
     };
-    let tail = Tail::new(tail);
+    let tail = match hand_over(bytes, tail) {
+        Ok(value) => return Ok(value),
+        Err(tail) => Tail::new(tail),
+    };
     let length = bytes.len() + tail.len();
     let refused = match decode_from(
         postcard::Deserializer::from_flavor(tail.behind(bytes)),
@@ -115,10 +193,40 @@ pub(crate) fn decode_encoded<T: DeserializeOwned>(encoded: Encoded<'_>) -> Resul
     decoded
 }
 
+/// The value that is the second piece and nothing else, with that for its memory.
+fn hand_over<T>(mut bytes: &[u8], tail: Vec<u8>) -> Result<T, Vec<u8>> {
+    if take_varint(&mut bytes) != Some(tail.len() as u64) || !bytes.is_empty() {
+        Err(tail)
+    } else if is::<T, Bytes>() {
+        unknown(buffers::lend(tail)).map_err(Vec::from)
+    } else {
+        unknown(tail)
+    }
+}
+
 /// Reads a value that fills `bytes`: what is left over is an error, for it means that the types differ.
 #[inline]
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    if let Some(value) = decode_bytes(bytes) {
+        return Ok(value);
+    }
     decode_from(postcard::Deserializer::from_bytes(bytes), None, bytes.len())
+}
+
+/// A `Vec<u8>` that fills `bytes`, which serde gives byte by byte. `None` for other types, and where something is wrong.
+#[inline]
+fn decode_bytes<T>(mut bytes: &[u8]) -> Option<T> {
+    if !is::<T, Vec<u8>>() {
+        return None;
+    }
+    let length = take_varint(&mut bytes)?;
+    if length != bytes.len() as u64 {
+        return None;
+    }
+    let mut value = Vec::with_capacity(bytes.len());
+    pages::prefer_huge(&mut value);
+    value.extend_from_slice(bytes);
+    unknown(value).ok()
 }
 
 #[inline]
@@ -390,6 +498,68 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&value, &mut bytes, u64::MAX).unwrap();
         assert_eq!(decode::<Shapes>(&bytes), Ok(value));
+    }
+
+    /// The bytes of a value that is given away.
+    fn given<T: Serialize>(value: T, limit: u64) -> Result<Vec<u8>, Box<EncodeError>> {
+        let mut bytes = Vec::new();
+        match encode_with_ending(value, &mut bytes, limit)? {
+            Ending::Apart(tail) => bytes.extend_from_slice(&tail),
+            Ending::Within(at) => assert!(at <= bytes.len()),
+        }
+        Ok(bytes)
+    }
+
+    #[test]
+    fn bytes_that_are_not_taken_one_by_one_look_the_same() {
+        for length in [
+            0,
+            1,
+            127,
+            128,
+            SHORTEST_TAIL - 1,
+            SHORTEST_TAIL,
+            SHORTEST_TAIL + 1,
+        ] {
+            let value = vec![b'a'; length];
+            let expected = postcard::to_stdvec(&value).unwrap();
+            let size = expected.len() as u64;
+            let text = String::from_utf8(value.clone()).unwrap();
+            assert!(given(value.clone(), size).as_ref() == Ok(&expected));
+            assert!(given(text, size).as_ref() == Ok(&expected));
+            assert!(given(Bytes::from(value.clone()), size).as_ref() == Ok(&expected));
+            assert_eq!(
+                given(value.clone(), size - 1),
+                Err(Box::new(EncodeError::TooLarge { limit: size - 1 }))
+            );
+            let mut bytes = vec![9];
+            encode(&value, &mut bytes, size).unwrap();
+            assert!(bytes[1..] == expected);
+            assert!(decode::<Vec<u8>>(&expected).as_ref() == Ok(&value));
+            let (front, tail) = expected.split_at(expected.len() - length);
+            let cut = || Encoded {
+                bytes: front,
+                tail: Some(tail.to_vec()),
+            };
+            assert!(decode_encoded::<Vec<u8>>(cut()).as_ref() == Ok(&value));
+            assert!(decode_encoded::<Bytes>(cut()).is_ok_and(|bytes| bytes == value));
+            assert!(decode_encoded::<Vec<i8>>(cut()).is_ok_and(|bytes| bytes.len() == length));
+        }
+        assert!(decode::<Vec<u8>>(&[2, 1]).is_err());
+        assert!(
+            decode::<Vec<u8>>(&[2, 1, 2, 3])
+                .unwrap_err()
+                .contains("left over")
+        );
+    }
+
+    #[test]
+    fn large_bytes_are_handed_on_as_they_are() {
+        let value = Bytes::from(vec![7; SHORTEST_TAIL]);
+        let place = value.as_ptr();
+        let is_in_place = |ending| matches!(ending, Ok(Ending::Apart(tail)) if tail.as_ptr() == place);
+        assert!(is_in_place(encode_kept(&value, &mut Vec::new(), u64::MAX)));
+        assert!(is_in_place(encode_with_ending(value, &mut Vec::new(), u64::MAX)));
     }
 
     #[test]

@@ -15,10 +15,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
+
+use bytes::Bytes;
 
 use super::body::{Body, HERE};
 use super::buffers;
+use super::tail::Ending;
 use crate::shared::pages;
 
 /// Bytes in front of every frame's body.
@@ -35,7 +39,7 @@ const RESERVE: u64 = 32 << 20;
 /// What travels as a head at most.
 const LONGEST_HEAD: usize = 4 * 1024;
 /// What is worth a head in front of it.
-const SHORTEST_TAIL: usize = 64 * 1024;
+pub(super) const SHORTEST_TAIL: usize = 64 * 1024;
 /// Descriptors that may wait for the frame that claims them.
 const MAX_WAITING_FDS: usize = 1024;
 /// Descriptors that one message may carry: what one `sendmsg` takes on Linux (SCM_MAX_FD).
@@ -112,19 +116,25 @@ impl fmt::Display for FrameError {
 
 /// A message on its way out: room for the first header, then the body.
 ///
-/// The body is encoded once, behind the room, so that a small message is sent as it lies in memory.
+/// The body is encoded once, behind the room, so that a small message is sent as it lies in memory. What a large one
+/// ends with may lie where its value had it.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     kind: u8,
     bytes: Vec<u8>,
     /// Bytes of the body that are its head.
     head: usize,
+    /// The body behind its head, where it lies apart.
+    tail: Option<Bytes>,
     fds: Vec<OwnedFd>,
 }
 
 impl Drop for Outgoing {
     fn drop(&mut self) {
         buffers::give(std::mem::take(&mut self.bytes));
+        if let Some(tail) = self.tail.take() {
+            buffers::give_bytes(tail);
+        }
     }
 }
 
@@ -136,14 +146,24 @@ impl Outgoing {
             kind,
             bytes,
             head: 0,
+            tail: None,
             fds,
         }
     }
 
-    /// Has the first `head` bytes of the body kept apart from the rest where it arrives, if that is worth it.
-    pub(crate) fn with_head(mut self, head: usize) -> Self {
-        if head <= LONGEST_HEAD && self.body().len() >= head + SHORTEST_TAIL {
+    /// Has the tail of the body kept apart from the rest where it arrives, if that is worth it.
+    pub(crate) fn with_ending(mut self, ending: Ending) -> Self {
+        let (start, tail) = match ending {
+            Ending::Within(start) => (start, None),
+            Ending::Apart(tail) => (self.bytes.len(), Some(tail)),
+        };
+        let head = start - HEADER;
+        let length = self.bytes.len() + tail.as_ref().map_or(0, Bytes::len);
+        if (1..=LONGEST_HEAD).contains(&head) && length >= start + SHORTEST_TAIL {
             self.head = head;
+            self.tail = tail;
+        } else if let Some(tail) = tail {
+            self.bytes.extend_from_slice(&tail);
         }
         self
     }
@@ -159,8 +179,25 @@ impl Outgoing {
         self.kind
     }
 
+    /// The length of the body.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() - HEADER + self.tail.as_ref().map_or(0, Bytes::len)
+    }
+
+    /// The body, but for a tail that lies apart.
     pub(crate) fn body(&self) -> &[u8] {
         &self.bytes[HEADER..]
+    }
+
+    /// The bytes of a [frame](Self::frame_at).
+    pub(crate) fn part(&self, range: Range<usize>) -> &[u8] {
+        match range.start.checked_sub(self.body().len()) {
+            None => &self.body()[range],
+            Some(start) => self
+                .tail
+                .as_ref()
+                .map_or(&[], |tail| &tail[start..][..range.len()]),
+        }
     }
 
     pub(crate) fn fds(&self) -> &[OwnedFd] {
@@ -169,14 +206,14 @@ impl Outgoing {
 
     /// Bytes that the message takes on the wire, headers included.
     pub(crate) fn wire_length(&self) -> u64 {
-        let frames = (self.body().len() - self.head).div_ceil(CHUNK).max(1) + usize::from(self.head > 0);
+        let frames = (self.len() - self.head).div_ceil(CHUNK).max(1) + usize::from(self.head > 0);
         let total = if self.is_single() { 0 } else { TOTAL };
-        (self.body().len() + frames * HEADER + total) as u64
+        (self.len() + frames * HEADER + total) as u64
     }
 
     /// Whether the message is one frame.
     pub(crate) fn is_single(&self) -> bool {
-        self.head == 0 && self.body().len() <= CHUNK
+        self.head == 0 && self.len() <= CHUNK
     }
 
     /// Appends the message's only frame.
@@ -188,7 +225,7 @@ impl Outgoing {
 
     /// The header of the frame whose body begins at `offset`, and how many body bytes belong to it.
     pub(crate) fn frame_at(&self, id: u64, offset: usize) -> (Prefix, usize) {
-        let total = self.body().len();
+        let total = self.len();
         let is_head = offset < self.head;
         let length = if is_head {
             self.head
@@ -531,11 +568,17 @@ impl Decoder {
         }
         // So that a body of a usual size never grows. A longer one grows with what arrives, and so do those that
         // come at the same time, for a claim costs the peer nothing.
-        let reserved = if self.partial.is_empty() { RESERVE } else { 0 };
+        let length = total.saturating_sub(head as u64);
+        let body = if self.partial.is_empty() {
+            let kept = usize::try_from(length).ok().and_then(buffers::take_large);
+            kept.unwrap_or_else(|| buffers::take(length.min(RESERVE) as usize))
+        } else {
+            Vec::new()
+        };
         Ok(Partial {
             total,
             head: Vec::with_capacity(head),
-            body: buffers::take(total.saturating_sub(head as u64).min(reserved) as usize),
+            body,
             fds: Vec::new(),
         })
     }

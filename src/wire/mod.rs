@@ -11,7 +11,7 @@ pub(crate) mod message;
 pub(crate) mod codec;
 pub(crate) mod depth;
 mod encoder;
-mod tail;
+pub(crate) mod tail;
 pub(crate) mod attachments;
 pub(crate) mod transport;
 pub(crate) mod mark;

@@ -5,8 +5,18 @@
 
 use std::cell::{Cell, RefCell};
 
+use bytes::Bytes;
 use postcard::de_flavors::Flavor;
 use postcard::{Error, Result};
+
+/// Where an encoded value's tail lies.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// With the rest, from here on; behind it where there is none.
+    Within(usize),
+    /// In memory of its own, as the value had it.
+    Apart(Bytes),
+}
 
 /// How far the tail of a value is on its way to the visitor that wants it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -27,6 +27,8 @@ const COALESCE: usize = 4 * 1024;
 const BATCH: usize = 64 * 1024;
 /// Frames of a large message that one `sendmsg` takes at most.
 const FRAMES_AT_ONCE: usize = 8;
+/// Times that so many are sent before others get their turn.
+const LARGE_AT_ONCE: usize = 2;
 /// What a socket's send buffer is asked to hold; the kernel may grant less.
 const SOCKET_BUFFER: usize = 1024 * 1024;
 
@@ -152,7 +154,7 @@ impl<M: Carry> Outbox<M> {
 
     pub(crate) fn push(&mut self, message: M, id: u64) {
         let outgoing = message.outgoing();
-        let length = outgoing.body().len();
+        let length = outgoing.len();
         if length <= COALESCE && outgoing.fds().is_empty() {
             self.coalesce(length, |bytes| outgoing.append_single(id, bytes));
             return;
@@ -193,7 +195,20 @@ impl<M: Carry> Outbox<M> {
 
     /// Sends until everything has left. With `DONTWAIT` a full socket is `WouldBlock`, and what is left stays.
     pub(crate) fn write(&mut self, fd: BorrowedFd<'_>, flags: SendFlags) -> io::Result<()> {
+        while !self.write_some(fd, flags)? {}
+        Ok(())
+    }
+
+    /// The same, but not much at once: the other side may take it as fast as it is sent. `true` when everything has left.
+    pub(crate) fn write_some(&mut self, fd: BorrowedFd<'_>, flags: SendFlags) -> io::Result<bool> {
+        let mut large = 0;
         while let Some(piece) = self.pieces.front_mut() {
+            if matches!(piece, Piece::Frames { .. }) {
+                if large == LARGE_AT_ONCE {
+                    return Ok(false);
+                }
+                large += 1;
+            }
             let finished = match piece {
                 Piece::Bytes { bytes, sent } => {
                     *sent += send(fd, &[IoSlice::new(&bytes[*sent..])], &[], flags)?;
@@ -215,7 +230,7 @@ impl<M: Carry> Outbox<M> {
             }
         }
         self.bytes = 0;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -228,14 +243,14 @@ fn write_frames(
     within: &mut usize,
     flags: SendFlags,
 ) -> io::Result<bool> {
-    let body = message.body();
+    let total = message.len();
     let mut frames: [Option<(Prefix, usize)>; FRAMES_AT_ONCE] = [None; FRAMES_AT_ONCE];
     let mut at = *offset;
     for frame in &mut frames {
         let (prefix, length) = message.frame_at(id, at);
         *frame = Some((prefix, length));
         at += length;
-        if at >= body.len() {
+        if at >= total {
             break;
         }
     }
@@ -245,9 +260,8 @@ fn write_frames(
     for (prefix, length) in frames.iter().flatten() {
         let prefix = prefix.as_slice();
         slices.push(IoSlice::new(&prefix[skip.min(prefix.len())..]));
-        slices.push(IoSlice::new(
-            &body[at + skip.saturating_sub(prefix.len())..at + length],
-        ));
+        let part = message.part(at..at + length);
+        slices.push(IoSlice::new(&part[skip.saturating_sub(prefix.len())..]));
         at += length;
         skip = 0;
     }
@@ -265,7 +279,7 @@ fn write_frames(
         }
         sent -= frame;
         *offset += length;
-        if *offset == body.len() {
+        if *offset == total {
             return Ok(true);
         }
     }

@@ -210,7 +210,8 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let lanes = welcome.tasks_per_worker;
     // Memory that is counted is for tasks alone. Of several tasks at a time nobody sees when there is nothing to do.
     if lanes == 1 && welcome.limits.memory.is_none() && !welcome.measures_memory {
-        buffers::keep_more();
+        // The loop that serves tasks looks after them.
+        buffers::keep_more(|| ());
     }
     let failed = serve::serve(&inbox, &replies, &aborts, limits, lanes, footprint)?;
     replies.send(&Outgoing::new(kind::BYE, Outgoing::buffer(0), Vec::new()), 0)?;

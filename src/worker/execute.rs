@@ -16,6 +16,7 @@ use crate::wire::buffers;
 use crate::wire::codec::{Encoded, message_bytes, push_record, take_record, take_u32};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Failure, kind};
+use crate::wire::tail::Ending;
 
 /// A result or a failure, ready to be sent.
 pub(super) type Reply = Outgoing;
@@ -84,8 +85,8 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
         Run::Blocking { one: run, .. } => attachments::collect(|| {
             attachments::provide(fds, || {
                 flatten(panic::catch(|| {
-                    let tail = run(task.argument(), &mut bytes, limits.max_frame_size)?;
-                    Ok((bytes, tail))
+                    let ending = run(task.argument(), &mut bytes, limits.max_frame_size)?;
+                    Ok((bytes, ending))
                 }))
             })
         }),
@@ -106,7 +107,7 @@ pub(super) async fn run_single(mut task: Prepared, limits: Limits) -> Reply {
         buffers::give(bytes);
     }
     match result {
-        Ok((bytes, tail)) => value_reply(bytes, tail, task.began, fds),
+        Ok((bytes, ending)) => value_reply(bytes, ending, task.began, fds),
         Err(failure) => failure_reply(&failure),
     }
 }
@@ -136,9 +137,12 @@ pub(super) async fn run_chunk(
                     Err(failure) => Err(failure),
                 };
                 record.clear();
-                let pushed = encoded.and_then(|(encoded, _)| {
+                let pushed = encoded.and_then(|(encoded, ending)| {
                     push_record(&mut record, |bytes| {
                         bytes.extend_from_slice(&encoded);
+                        if let Ending::Apart(tail) = ending {
+                            bytes.extend_from_slice(&tail);
+                        }
                         Ok(false)
                     })
                 });
@@ -278,7 +282,7 @@ pub(super) fn chunk_reply(end: u8, began: u64, dropped: Option<u64>) -> Reply {
 }
 
 /// Polls an async task with its panics caught and the descriptors in its result collected.
-async fn guarded(mut future: AsyncTask) -> (Result<(Vec<u8>, usize), Failure>, Vec<OwnedFd>) {
+async fn guarded(mut future: AsyncTask) -> (Result<(Vec<u8>, Ending), Failure>, Vec<OwnedFd>) {
     let mut collected = Vec::new();
     let result = poll_fn(|context| {
         let (polled, fds) = attachments::collect(|| panic::catch(|| future.as_mut().poll(context)));
@@ -311,11 +315,11 @@ fn result_buffer() -> Vec<u8> {
     bytes
 }
 
-fn value_reply(mut bytes: Vec<u8>, tail: usize, began: u64, fds: Vec<OwnedFd>) -> Reply {
+fn value_reply(mut bytes: Vec<u8>, ending: Ending, began: u64, fds: Vec<OwnedFd>) -> Reply {
     let nanoseconds = u32::try_from(clock().saturating_sub(began)).unwrap_or(u32::MAX);
     let room = Outgoing::buffer(0).len();
     bytes[room..room + 4].copy_from_slice(&nanoseconds.to_le_bytes());
-    Outgoing::new(kind::VALUE, bytes, fds).with_head(tail - room)
+    Outgoing::new(kind::VALUE, bytes, fds).with_ending(ending)
 }
 
 /// The reply of a task that failed.

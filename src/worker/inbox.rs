@@ -113,12 +113,11 @@ impl Inbox {
         looks.begin() && looks.look(|| (ledger.rings() != rings).then_some(())).is_some()
     }
 
-    /// Waits, without the lock, until something has come or the parent is gone; `false` when `most` has passed.
-    pub(super) fn wait(&self, most: Option<&Timespec>) -> io::Result<bool> {
+    /// Waits, without the lock, until something has come, the parent is gone, or `most` has passed.
+    pub(super) fn wait(&self, most: Option<&Timespec>) -> io::Result<()> {
         let mut fds = [PollFd::new(&self.connection, PollFlags::IN)];
         match poll(&mut fds, most) {
-            Ok(ready) => Ok(ready > 0),
-            Err(Errno::INTR) => Ok(true),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

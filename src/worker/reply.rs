@@ -245,13 +245,13 @@ impl Replies {
     fn write(&self, state: &mut State, message: &Outgoing, id: u64) -> io::Result<bool> {
         // While a chunk's frame grows, another message goes behind it; the frame is ended and a new one begun.
         self.end_frame(state);
-        let length = HEADER + message.body().len();
-        if length > DATA || !message.fds().is_empty() {
+        let length = HEADER + message.len();
+        if length > DATA || !message.is_single() || !message.fds().is_empty() {
             self.send_apart(state, message, id)?;
             return Ok(true);
         }
         self.make_room(state, length)?;
-        let head = header(message.body().len(), message.kind(), 0, 0, id);
+        let head = header(message.len(), message.kind(), 0, 0, id);
         let used = state.used();
         self.ledger.write(used, &head);
         self.ledger.write(used + HEADER, message.body());

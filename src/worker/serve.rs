@@ -35,12 +35,6 @@ use crate::wire::codec::{message_bytes, take_u32};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Failure, kind};
 
-/// How long an idle worker keeps large buffers.
-const KEEPS: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
-
 /// Async tasks that run, so that the watcher can stop them.
 #[derive(Debug, Default)]
 pub(super) struct Aborts {
@@ -122,16 +116,15 @@ fn serve_one(
                 replies.ledger().finish(0);
                 adopted::tasks_run(false);
                 failed = (reply.kind() == kind::FAILURE).then_some(reply);
+                buffers::shed();
             }
             Next::Recall => give_back(inbox, replies)?,
             Next::Revoked(id) => replies.send(&failure_reply(&Failure::Cancelled), id)?,
             Next::Empty(rings) => {
                 replies.flush()?;
                 if !inbox.look(replies.ledger(), rings) {
-                    let most = buffers::has_more().then_some(&KEEPS);
-                    if !inbox.wait(most)? {
-                        buffers::shed();
-                    }
+                    let most = buffers::shed().and_then(|left| Timespec::try_from(left).ok());
+                    inbox.wait(most.as_ref())?;
                 }
             }
             Next::Shutdown => return Ok(failed),

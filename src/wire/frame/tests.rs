@@ -283,10 +283,19 @@ proptest! {
         id: u64,
         cuts in vec(any::<Index>(), 0..6),
         direct: bool,
+        apart: bool,
     ) {
+        let body: Vec<u8> = (0..length).map(|n| (n / 7) as u8).collect();
         let mut bytes = Outgoing::buffer(length);
-        bytes.extend((0..length).map(|n| (n / 7) as u8));
-        let outgoing = Outgoing::new(kind, bytes, Vec::new()).with_head(head);
+        let ending = if apart && head <= length {
+            bytes.extend_from_slice(&body[..head]);
+            Ending::Apart(Bytes::copy_from_slice(&body[head..]))
+        } else {
+            bytes.extend_from_slice(&body);
+            Ending::Within(HEADER + head)
+        };
+        let outgoing = Outgoing::new(kind, bytes, Vec::new()).with_ending(ending);
+        prop_assert_eq!(outgoing.len(), length);
         let has_head = head > 0 && head <= LONGEST_HEAD && length >= head + SHORTEST_TAIL;
         let mut wire = Vec::new();
         if outgoing.is_single() {
@@ -297,7 +306,7 @@ proptest! {
         loop {
             let (prefix, taken) = outgoing.frame_at(id, offset);
             by_frames.extend_from_slice(prefix.as_slice());
-            by_frames.extend_from_slice(&outgoing.body()[offset..offset + taken]);
+            by_frames.extend_from_slice(outgoing.part(offset..offset + taken));
             offset += taken;
             if offset == length {
                 break;
@@ -310,7 +319,7 @@ proptest! {
         prop_assert!(messages.is_empty());
         prop_assert_eq!((message.kind, message.id), (kind, id));
         prop_assert_eq!(message.head.len(), if has_head { head } else { 0 });
-        prop_assert!([&message.head[..], &message.body].concat() == outgoing.body());
+        prop_assert!([&message.head[..], &message.body].concat() == body);
     }
 }
 

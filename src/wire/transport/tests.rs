@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::super::frame::CHUNK;
+use super::super::frame::{CHUNK, HEADER};
 use super::super::message::MAGIC;
+use super::super::tail::Ending;
 use super::*;
 
 const LIMIT: u64 = 1 << 30;
@@ -42,6 +43,12 @@ fn body(id: u64, length: usize) -> Vec<u8> {
 fn message(id: u64, (length, fds): Shape) -> Outgoing {
     let mut bytes = Outgoing::buffer(length);
     bytes.extend_from_slice(&body(id, length));
+    let head = HEADER + id as usize % 3 * 5;
+    let ending = if !id.is_multiple_of(2) && bytes.len() > head {
+        Ending::Apart(bytes.split_off(head).into())
+    } else {
+        Ending::Within(head)
+    };
     let fds = (0..fds).map(|n| {
         let file = memfd_create("procession-test", MemfdFlags::CLOEXEC).unwrap();
         File::from(file.try_clone().unwrap())
@@ -49,7 +56,7 @@ fn message(id: u64, (length, fds): Shape) -> Outgoing {
             .unwrap();
         file
     });
-    Outgoing::new(3, bytes, fds.collect()).with_head(id as usize % 3 * 5)
+    Outgoing::new(3, bytes, fds.collect()).with_ending(ending)
 }
 
 fn assert_is(message: Message, id: u64, (length, fds): Shape) {
