@@ -144,6 +144,7 @@ impl Shared {
             failing: None,
         };
         let (starts, to_start) = mpsc::unbounded_channel();
+        let callers = Callers::new(config.spin);
         let shared = Self {
             config,
             core: Mutex::new(core),
@@ -153,7 +154,7 @@ impl Shared {
             timers: Arc::default(),
             starts,
             ears: None,
-            callers: Callers::default(),
+            callers,
         };
         (shared, to_start)
     }
@@ -379,7 +380,12 @@ impl Shared {
                                 flush.push(Arc::clone(link));
                             }
                         } else if Waiting::First == before.unwrap_or(waiting) {
-                            link.wake();
+                            if self.callers.has_lookout() {
+                                // In case it has other things to do after all.
+                                self.flush_later(&core, link);
+                            } else {
+                                link.wake();
+                            }
                         }
                     }
                     continue;
@@ -414,6 +420,7 @@ impl Shared {
         }
         // Not too many at a time take their time to end.
         let may_linger = core.state.ending() <= MOST_LINGERING + core.state.size();
+        self.callers.set_may_look(core.state.may_look());
         drop(core);
         for link in flush {
             link.flush();
