@@ -57,12 +57,17 @@ impl Looks {
             // Whoever else is ready to run here goes first: it may be the one who is waited for.
             rustix::thread::sched_yield();
             let now = Instant::now();
-            if now - last > CROWDED || now - start > self.bound {
+            if now - last > CROWDED {
+                // That says little of what is waited for.
+                self.misses = self.misses.max(1);
+                break;
+            }
+            if now - start > self.bound {
+                self.misses = (self.misses + 1).min(RAREST);
                 break;
             }
             last = now;
         }
-        self.misses = (self.misses + 1).min(RAREST);
         self.skip = (1 << self.misses) - 1;
         // It may have come while somebody else had the processor.
         glance()

@@ -147,6 +147,7 @@ impl Shared {
             failing: None,
         };
         let (starts, to_start) = mpsc::unbounded_channel();
+        let callers = Callers::new(config.spin);
         let shared = Self {
             config,
             core: Mutex::new(core),
@@ -157,7 +158,7 @@ impl Shared {
             starts,
             ears: None,
             template: None,
-            callers: Callers::default(),
+            callers,
         };
         (shared, to_start)
     }
@@ -383,7 +384,12 @@ impl Shared {
                                 flush.push(Arc::clone(link));
                             }
                         } else if Waiting::First == before.unwrap_or(waiting) {
-                            link.wake();
+                            if self.callers.has_lookout() {
+                                // In case it has other things to do after all.
+                                self.flush_later(&core, link);
+                            } else {
+                                link.wake();
+                            }
                         }
                     }
                     continue;
@@ -418,6 +424,7 @@ impl Shared {
         }
         // Not too many at a time take their time to end.
         let may_linger = core.state.ending() <= MOST_LINGERING + core.state.size();
+        self.callers.set_may_look(core.state.may_look());
         drop(core);
         for link in flush {
             link.flush();

@@ -180,9 +180,16 @@ impl Shared {
 
     /// A task was sent to a busy worker: it must not wait there for long while others could have it.
     pub(crate) fn wait_at(&self, core: &Core, link: &Link) {
-        let mut watch = link.lock_watch();
         // A single worker has nobody to leave it to.
-        if !watch.wait_check && self.config.workers > 1 {
+        if self.config.workers > 1 {
+            self.flush_later(core, link);
+        }
+    }
+
+    /// Has somebody look after a while whether there is something that has not been sent to the worker.
+    pub(crate) fn flush_later(&self, core: &Core, link: &Link) {
+        let mut watch = link.lock_watch();
+        if !watch.wait_check {
             watch.wait_check = true;
             drop(watch);
             let due = Due::Wait {
@@ -200,6 +207,9 @@ impl Shared {
             return;
         };
         link.lock_watch().wait_check = false;
+        if link.is_waiting() {
+            link.wake();
+        }
         if !core.state.has_waiting(worker) {
             return;
         }

@@ -101,6 +101,8 @@ pub(crate) struct Link {
     /// The driving future did not wait for the reader.
     was_missed: AtomicBool,
     driver: AtomicWaker,
+    /// The outbox holds something that nobody has begun to send.
+    is_waiting: AtomicBool,
     /// The driving future has nothing left to do.
     closed: AtomicBool,
     /// The worker broke the protocol or its connection.
@@ -154,7 +156,7 @@ struct Reader {
     ended: bool,
     /// The bytes so far make no sense, and those behind them cannot.
     garbled: bool,
-    /// The position up to which the ledger has been taken, where the turn is still the parent's.
+    /// The position up to which the ledger has been taken, where the turn was kept.
     held: Option<u64>,
 }
 
@@ -203,6 +205,7 @@ impl Link {
             }),
             was_missed: AtomicBool::new(false),
             driver: AtomicWaker::new(),
+            is_waiting: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             fault: Mutex::new(None),
             broken: Notify::new(),
@@ -274,6 +277,9 @@ impl Link {
         let mut out = self.lock_out();
         let was_empty = out.outbox.is_empty();
         push(&mut out.outbox);
+        if was_empty {
+            self.is_waiting.store(true, Ordering::SeqCst);
+        }
         if out.outbox.waiting() >= BATCH {
             Waiting::Much
         } else if was_empty {
@@ -286,6 +292,11 @@ impl Link {
     /// Has the outbox sent soon.
     pub(crate) fn wake(&self) {
         self.driver.wake();
+    }
+
+    /// Whether something waits that nobody has begun to send.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.is_waiting.load(Ordering::SeqCst)
     }
 
     /// Sends what waits, as far as the socket takes it. Returns at once if somebody else is at it.
@@ -305,6 +316,7 @@ impl Link {
             }
             // Taken out, so that nobody who has something to add waits for the system call.
             let mut batch = std::mem::take(&mut out.outbox);
+            self.is_waiting.store(false, Ordering::Relaxed);
             out.writing = true;
             drop(out);
             let result = batch.write_some(self.connection.as_fd(), SendFlags::DONTWAIT);
@@ -405,11 +417,61 @@ impl Link {
         }
     }
 
-    /// Takes what somebody who looked has left to the driving future.
+    /// Sends what waits for several workers and looks for the answers of all of them, until one has left some, `is_over`,
+    /// or for as long as it has been worth it lately. `false` when nothing has come; otherwise somebody should look
+    /// again soon, for whom the workers leave more.
+    pub(crate) fn look_at_all(
+        links: &[Arc<Self>],
+        shared: &Shared,
+        looks: &mut Looks,
+        is_over: impl Fn() -> bool,
+    ) -> bool {
+        let mut watched = Vec::with_capacity(links.len());
+        for link in links {
+            link.flush();
+            // Whoever has the lock handles what comes.
+            let Ok(mut reader) = link.reader.try_lock() else {
+                continue;
+            };
+            let begun = reader.begin(link, shared);
+            if let Ok(Some(position)) = begun {
+                watched.push((link, reader, position));
+                continue;
+            }
+            drop(reader);
+            link.left_reader();
+            if let Err(fault) = begun {
+                link.give_up(fault);
+            }
+        }
+        let glance = || {
+            for (link, _, position) in &watched {
+                if link.ledger.delivery().see(*position) != Some(*position) {
+                    return Some(());
+                }
+                if link.is_waiting() {
+                    link.flush();
+                }
+            }
+            None
+        };
+        let found = is_over() || (!watched.is_empty() && looks.look(glance).is_some());
+        for (link, mut reader, position) in watched {
+            let ended = reader.end(link, shared, position, found);
+            drop(reader);
+            link.left_reader();
+            if let Err(fault) = ended {
+                link.give_up(fault);
+            }
+        }
+        found
+    }
+
+    /// Takes what somebody who looked has left to the driving future, unless somebody looks again.
     fn take_held(&self, shared: &Shared) -> Option<Result<(), String>> {
         self.try_with_reader(|reader| match reader.held {
-            Some(_) => reader.look(self, shared, || true),
-            None => Ok(()),
+            Some(_) if !shared.callers.has_lookout() => reader.look(self, shared, || true),
+            _ => Ok(()),
         })
     }
 
@@ -500,26 +562,13 @@ impl Reader {
     /// Has the worker leave its answers in the ledger, and takes them from there until `is_over`, or nothing comes for
     /// a while.
     fn look(&mut self, link: &Link, shared: &Shared, is_over: impl Fn() -> bool) -> Result<(), String> {
-        let delivery = link.ledger.delivery();
         if self.ended || self.garbled {
             return Ok(());
         }
-        let Some(mut position) = self.held.take().or_else(|| delivery.look()) else {
+        let Some(mut position) = self.begin(link, shared)? else {
             return self.listen(link, shared, is_over);
         };
-        // Everything in front of it was sent, and comes first. What comes with it the worker has sent since.
-        while self.receiver.total() < position {
-            let mut messages = Vec::new();
-            let received = self.receive(link, &mut messages);
-            self.handled(shared.handle(link, messages))?;
-            if self.handled(received)?.is_none() {
-                return if self.ended {
-                    Ok(())
-                } else {
-                    self.handled(Err(LEDGER.to_owned()))
-                };
-            }
-        }
+        let delivery = link.ledger.delivery();
         // Who waits for long does not take the answers of all others for as long.
         for _ in 0..READS {
             if is_over() {
@@ -535,13 +584,57 @@ impl Reader {
                 None => break,
             }
         }
-        for _ in 0..READS {
-            if delivery.leave(position) {
-                return Ok(());
+        self.end(link, shared, position, false)
+    }
+
+    /// Has the worker leave its answers in the ledger from the position on that this gives.
+    fn begin(&mut self, link: &Link, shared: &Shared) -> Result<Option<u64>, String> {
+        if self.ended || self.garbled {
+            return Ok(None);
+        }
+        let delivery = link.ledger.delivery();
+        // The worker may have taken the turn that was held.
+        let held = self
+            .held
+            .take()
+            .filter(|&position| delivery.see(position).is_some());
+        let Some(position) = held.or_else(|| delivery.look()) else {
+            return Ok(None);
+        };
+        // Everything in front of it was sent, and comes first. What comes with it the worker has sent since.
+        while self.receiver.total() < position {
+            let mut messages = Vec::new();
+            let received = self.receive(link, &mut messages);
+            self.handled(shared.handle(link, messages))?;
+            if self.handled(received)?.is_none() {
+                return if self.ended {
+                    Ok(None)
+                } else {
+                    self.handled(Err(LEDGER.to_owned()))
+                };
             }
+        }
+        Ok(Some(position))
+    }
+
+    /// Takes what is there, and has the worker send what comes later, unless somebody `returns` for it soon.
+    fn end(&mut self, link: &Link, shared: &Shared, mut position: u64, returns: bool) -> Result<(), String> {
+        let delivery = link.ledger.delivery();
+        for _ in 0..READS {
             match delivery.see(position) {
-                Some(end) if self.take(link, shared, position, end)? => position = end,
-                _ => return Ok(()),
+                Some(end) if end > position => {
+                    if !self.take(link, shared, position, end)? {
+                        return Ok(());
+                    }
+                    position = end;
+                }
+                Some(_) if returns => {
+                    self.held = Some(position);
+                    return Ok(());
+                }
+                Some(_) if delivery.leave(position) => return Ok(()),
+                Some(_) => {}
+                None => return Ok(()),
             }
         }
         // Answers come as fast as they are handled: that is the driving future's business, bit by bit.

@@ -279,16 +279,17 @@ impl<R> Future for Apply<R> {
             match &mut this.state {
                 ApplyState::Unsubmitted(call) => {
                     let call = Arc::clone(call);
+                    this.caller.prepare();
                     this.caller.shared.submit_or_wait(&call);
                     this.state = ApplyState::Submitted(call);
                 }
                 ApplyState::Submitted(call) => {
                     let mut polled = call.poll(context);
-                    let Caller { shared, attention } = &mut this.caller;
-                    if polled.is_pending() && attention.look(shared, call, context) {
+                    if polled.is_pending() && this.caller.look(call, context) {
                         polled = call.poll(context);
                     }
                     let outcome = std::task::ready!(polled);
+                    this.caller.resign();
                     let result = outcome.and_then(|reply| (this.decode)(call, reply));
                     this.state = ApplyState::Done;
                     return Poll::Ready(result);

@@ -10,6 +10,9 @@
 //!   sends them, now or with the next;
 //! - the parent gives its turn up, then reads the end: if something has come in between, it takes its turn back, unless
 //!   the worker is sending that very thing.
+//!
+//! A parent that is about to look again keeps its turn. A worker that has waited for it in vain takes the turn and
+//! sends.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -72,6 +75,16 @@ impl<W: Word> Delivery<'_, W> {
         self.end.store(end, Ordering::Release);
         W::fence();
         self.turn.load(Ordering::Relaxed) & STATE == PARENT
+    }
+
+    /// Whether the parent takes what there is, or said that it would.
+    pub(crate) fn is_parents(&self) -> bool {
+        self.turn.load(Ordering::Relaxed) & STATE == PARENT
+    }
+
+    /// Whether something has not been delivered.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.delivered() != self.end.load(Ordering::Relaxed)
     }
 
     /// Up to where the bytes have been delivered: their memory can be used again.
@@ -202,6 +215,8 @@ mod tests {
         Large,
         /// Nothing is there to be done.
         Flush,
+        /// The same, and the parent does not come for what it was to take.
+        Impatience,
     }
 
     /// The worker, until it is killed.
@@ -221,7 +236,8 @@ mod tests {
                     Deed::Reply => self.reply(),
                     Deed::Large => self.large(),
                     Deed::Flush if self.waits => self.deliver(),
-                    Deed::Flush => Some(()),
+                    Deed::Impatience if self.scene.delivery().is_behind() => self.deliver(),
+                    Deed::Flush | Deed::Impatience => Some(()),
                 };
                 if alive.is_none() {
                     return;
@@ -293,6 +309,8 @@ mod tests {
     struct Parent {
         scene: Arc<Scene>,
         received: Vec<u64>,
+        /// Where it has kept its turn.
+        held: Option<u64>,
     }
 
     impl Parent {
@@ -307,11 +325,16 @@ mod tests {
             is_more
         }
 
-        /// As `Reader::look`, which takes up to so many times what it finds.
-        fn look(&mut self, times: usize) {
+        /// As `Reader::begin`, `look` and `end`, which takes up to so many times what it finds, and keeps its turn if it
+        /// `returns`.
+        fn look(&mut self, times: usize, returns: bool) {
             let scene = Arc::clone(&self.scene);
             let delivery = scene.delivery();
-            let Some(mut position) = delivery.look() else {
+            let held = self
+                .held
+                .take()
+                .filter(|&position| delivery.see(position).is_some());
+            let Some(mut position) = held.or_else(|| delivery.look()) else {
                 return;
             };
             while self.total() < position {
@@ -323,6 +346,10 @@ mod tests {
                     Some(end) if self.take(position, end) => position = end,
                     _ => return,
                 }
+            }
+            if returns {
+                self.held = Some(position);
+                return;
             }
             while !delivery.leave(position) {
                 match delivery.see(position) {
@@ -353,9 +380,10 @@ mod tests {
         }
     }
 
-    /// Plays a worker that does `deeds` and is killed after so many steps, and a parent that looks twice. What has been
+    /// Plays a worker that does `deeds` and is killed after so many steps, and a parent that looks twice, if it `returns`
+    /// as somebody who has kept its turn. What has been
     /// received is every position once, in order, whatever happened.
-    fn play(deeds: &'static [Deed], steps: usize, preemptions: usize) {
+    fn play(deeds: &'static [Deed], returns: bool, steps: usize, preemptions: usize) {
         let mut builder = Builder::new();
         builder.preemption_bound = Some(preemptions);
         builder.check(move || {
@@ -372,10 +400,11 @@ mod tests {
             let mut parent = Parent {
                 scene: Arc::clone(&scene),
                 received: Vec::new(),
+                held: None,
             };
             let parent = loom::thread::spawn(move || {
-                parent.look(1);
-                parent.look(2);
+                parent.look(1, returns);
+                parent.look(2, false);
                 parent
             });
             let mut parent = parent.join().unwrap();
@@ -399,20 +428,25 @@ mod tests {
     }
 
     const SMALL: &[Deed] = &[Deed::Reply, Deed::Flush, Deed::Reply, Deed::Flush];
+    const IMPATIENT: &[Deed] = &[Deed::Reply, Deed::Impatience, Deed::Reply, Deed::Impatience];
     const MORE_THAN_THERE_IS_ROOM_FOR: &[Deed] = &[Deed::Reply, Deed::Reply, Deed::Reply, Deed::Flush];
     const ONE_IS_LARGE: &[Deed] = &[Deed::Reply, Deed::Large, Deed::Reply, Deed::Flush];
 
     #[test]
     fn every_byte_is_delivered_once_and_in_order() {
         for deeds in [SMALL, MORE_THAN_THERE_IS_ROOM_FOR, ONE_IS_LARGE] {
-            play(deeds, usize::MAX, 2);
+            play(deeds, false, usize::MAX, 2);
+            play(deeds, true, usize::MAX, 2);
         }
+        play(IMPATIENT, false, usize::MAX, 2);
+        play(IMPATIENT, true, usize::MAX, 2);
     }
 
     #[test]
     fn what_was_whole_when_the_worker_was_killed_is_delivered() {
         for steps in 0..16 {
-            play(ONE_IS_LARGE, steps, 1);
+            play(ONE_IS_LARGE, false, steps, 1);
+            play(IMPATIENT, true, steps, 1);
         }
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! [`delivery`]: crate::shared::delivery
 
+use std::hint::spin_loop;
 use std::io::{self, IoSlice};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::net::SendFlags;
+use rustix::thread::sched_yield;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
@@ -30,6 +32,11 @@ const BATCH: u64 = 16 * 1024;
 const SHORT: Duration = Duration::from_micros(50);
 /// A reply that waits behind a task which takes longer than those before it leaves after this time.
 const LATE: Duration = Duration::from_millis(1);
+
+/// A parent that said that it would take replies is waited for so long, nanoseconds.
+const UNTAKEN: u64 = 20_000;
+/// Looks for it between two readings of the clock.
+const GLANCES: u32 = 32;
 
 /// The connection's writing side, shared by the thread that runs tasks and the watcher.
 #[derive(Debug)]
@@ -173,14 +180,12 @@ impl Replies {
         self.ledger.delivery()
     }
 
-    /// Sends a message. It is safe from this process's end as soon as it is whole in the ledger, which a message
+    /// Sends a message, now. It is safe from this process's end as soon as it is whole in the ledger, which a message
     /// over the ledger's size never is.
     pub(super) fn send(&self, message: &Outgoing, id: u64) -> io::Result<()> {
         let mut state = self.lock();
-        if !self.write(&mut state, message, id)? {
-            self.deliver(&mut state)?;
-        }
-        Ok(())
+        self.write(&mut state, message, id)?;
+        self.deliver(&mut state)
     }
 
     /// Sends the reply of a task that has ended `now` and took so long, with those that come soon, if it was short.
@@ -204,13 +209,39 @@ impl Replies {
         self.deliver(&mut state)
     }
 
-    /// Sends what waits for other replies.
-    pub(super) fn flush(&self) -> io::Result<()> {
-        let mut state = self.lock();
-        match state.waits_since {
-            Some(_) => self.deliver(&mut state),
-            None => Ok(()),
+    /// Sends what waits for other replies, and what the parent has not come for in time. `false` when `is_over` said
+    /// meanwhile that there is something else to do.
+    pub(super) fn flush(&self, is_over: impl Fn() -> bool) -> io::Result<bool> {
+        let mut since = None;
+        while self.delivery().is_behind() {
+            let mut is_late = || clock().saturating_sub(*since.get_or_insert_with(clock)) > UNTAKEN;
+            if !self.delivery().is_parents() || is_late() {
+                self.deliver(&mut self.lock())?;
+                break;
+            }
+            for _ in 0..GLANCES {
+                if is_over() {
+                    return Ok(false);
+                }
+                spin_loop();
+            }
+            // Whoever else is ready to run here goes first: it may be the parent.
+            sched_yield();
         }
+        Ok(true)
+    }
+
+    /// Another task starts `now`: what the parent has not taken by then may have to be sent while that runs.
+    pub(super) fn leave_behind(&self, now: u64) -> io::Result<()> {
+        if !self.delivery().is_behind() {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        state.waits_since.get_or_insert(now);
+        if !std::mem::replace(&mut state.is_watched, true) {
+            self.look_later()?;
+        }
+        Ok(())
     }
 
     /// Watcher: sends what has waited for too long: the task that came behind it is a long one.
@@ -221,7 +252,8 @@ impl Replies {
             return self.look_later();
         };
         let mut state = self.alone(state);
-        let Some(since) = state.waits_since else {
+        let Some(since) = state.waits_since.filter(|_| self.delivery().is_behind()) else {
+            state.waits_since = None;
             state.is_watched = false;
             return Ok(());
         };
@@ -358,6 +390,7 @@ impl Replies {
     /// Everything has been delivered: the data is used again from its beginning.
     fn start_over(&self, state: &mut State) {
         state.base = state.end;
+        state.waits_since = None;
         self.ledger.set_base(state.base);
     }
 
@@ -368,7 +401,6 @@ impl Replies {
         // What cannot be sent is not released: the parent finds it in the ledger when this process has ended for it.
         self.send_from(state, from)?;
         self.delivery().release(state.end);
-        state.waits_since = None;
         self.start_over(state);
         Ok(())
     }

@@ -87,6 +87,7 @@ fn serve_one(
         match inbox.try_next(replies.ledger(), 0)? {
             Next::Task(message, began, company) => {
                 adopted::tasks_run(true);
+                replies.leave_behind(began)?;
                 let id = message.id;
                 let row = take_u32(&mut message.start()).unwrap_or(u32::MAX);
                 current::set_only(id, company);
@@ -100,7 +101,7 @@ fn serve_one(
                             match task.as_mut().poll(&mut context) {
                                 Poll::Ready(reply) => break reply?,
                                 Poll::Pending => {
-                                    replies.flush()?;
+                                    replies.flush(|| false)?;
                                     thread::park();
                                 }
                             }
@@ -121,8 +122,8 @@ fn serve_one(
             Next::Recall => give_back(inbox, replies)?,
             Next::Revoked(id) => replies.send(&failure_reply(&Failure::Cancelled), id)?,
             Next::Empty(rings) => {
-                replies.flush()?;
-                if !inbox.look(replies.ledger(), rings) {
+                let may_sleep = replies.flush(|| replies.ledger().rings() != rings)?;
+                if may_sleep && !inbox.look(replies.ledger(), rings) {
                     let most = buffers::shed().and_then(|left| Timespec::try_from(left).ok());
                     inbox.wait(most.as_ref())?;
                 }
@@ -192,7 +193,7 @@ fn serve_many(
             }
         }
         if idle {
-            replies.flush()?;
+            replies.flush(|| false)?;
             thread::park();
         }
     }
