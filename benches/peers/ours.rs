@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use procession::Pool;
+use procession::{Pool, Process};
 use tokio::runtime::Runtime;
 
 use crate::Error;
@@ -184,10 +184,7 @@ async fn start(scale: &Scale) -> Result<Figures, Error> {
     let mut joins = Vec::new();
     for _ in 0..scale.starts {
         let began = Instant::now();
-        let pool = pool(1).await?;
-        pool.apply(process_id, ()).await?;
-        pool.close();
-        pool.join().await?;
+        Process::spawn(process_id, ()).await?.join().await?;
         joins.push(milliseconds(began));
     }
     Ok(Figures::default()

@@ -285,7 +285,7 @@ const README_ROWS: [(&str, &str, &str); 11] = [
     ("W4", "small", "echo of 1 MiB, MB/s"),
     ("W4", "large", "echo of 64 MiB, MB/s"),
     ("W5", "first", "a pool of two to its first results, ms"),
-    ("W5", "join", "one worker started, used, joined, ms"),
+    ("W5", "join", "one process started, its value joined, ms"),
     ("W6", "private", "an idle worker's own memory, MiB"),
     ("W6", "queued", "parent's memory per queued task, bytes"),
     ("W7", "scaling", "computation on two cores, T1/(2×T2)"),

@@ -190,7 +190,7 @@ pub(crate) fn targets(results: &Results) -> Vec<Target> {
     let spawn = all.over("W5", "join", LIMIT);
     all.add(
         "W5",
-        "one started, used and joined, ours / one posix_spawn",
+        "one process started and joined, ours / one posix_spawn",
         AtMost(1.2),
         spawn,
     );
