@@ -16,6 +16,7 @@ use rustix::process::{
     pidfd_open, pidfd_send_signal, waitid, waitpid,
 };
 use tokio::io::Interest;
+use tokio::time::{Instant, sleep_until};
 
 use super::descendants::{Sweep, adopts, bury_family, catches, family, has_ended};
 use super::marked;
@@ -32,6 +33,10 @@ pub(crate) fn signal_all(signal: Signal) {
         killer.send(signal);
     }
 }
+
+/// The pause between two looks at a process that cannot be watched doubles from the first to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// What the killer of a worker spends on its descendants before it leaves them to a thread.
 const AT_ONCE: Duration = Duration::from_millis(2);
 /// What a worker lives on at most while its descendants are killed.
@@ -138,11 +143,17 @@ impl Child {
     ///
     /// Must run on the library's runtime.
     pub(crate) async fn ended(&self) {
-        if let Some(pidfd) = &self.killer.pidfd
-            && let Ok(pidfd) = watch(pidfd, Interest::READABLE)
-        {
+        let Some(pidfd) = &self.killer.pidfd else { return };
+        if let Ok(pidfd) = watch(pidfd, Interest::READABLE) {
             // An error here means that the runtime ends, and with it the process.
             pidfd.readable().await.ok();
+            return;
+        }
+        // The system watches no more for this user: it is looked at instead.
+        let mut pause = FIRST_PAUSE;
+        while !has_ended(pidfd) {
+            sleep_until(Instant::now() + pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
         }
     }
 
@@ -319,5 +330,33 @@ impl Killer {
             pidfd_send_signal(pidfd, Signal::KILL).ok();
         }
         sweep.kill_spared();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use futures::poll;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_of_one_that_cannot_be_watched_is_waited_for() {
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let input = process.stdin.take();
+        let child = Child::new(process, "a marker".to_owned()).unwrap();
+        let pidfd = child.killer().pidfd().cloned().unwrap();
+        // A runtime watches a descriptor once.
+        let _watched = watch(&pidfd, Interest::READABLE).unwrap();
+        assert!(watch(&pidfd, Interest::READABLE).is_err());
+        {
+            let ended = child.ended();
+            tokio::pin!(ended);
+            assert!(poll!(&mut ended).is_pending());
+            drop(input);
+            ended.await;
+        }
+        assert!(child.bury().is_some_and(|status| status.success()));
     }
 }
