@@ -4,6 +4,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, FdFlags, fcntl_getfd};
+
 use super::launch::refused;
 use super::listen::{Ears, Pipe, Speaker, pipe};
 use super::output::{Output, OutputStream, Sink};
@@ -120,12 +123,18 @@ fn piped(action: &'static str) -> Result<(Pipe, OwnedFd), BuildError> {
     pipe().map_err(refused(action))
 }
 
-/// A descriptor of this process's own, for another one.
+/// A standard stream of this process, for another one. Where this process has closed it there is nothing to inherit,
+/// nor where something else has taken its number since: what is opened later closes on exec, a standard stream does not.
 fn own(stream: impl AsFd) -> Result<OwnedFd, BuildError> {
-    stream
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(refused("duplicate a standard stream"))
+    let is_closed = match fcntl_getfd(&stream) {
+        Ok(flags) => flags.contains(FdFlags::CLOEXEC),
+        Err(error) => error == Errno::BADF,
+    };
+    let own = match is_closed {
+        true => open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from),
+        false => stream.as_fd().try_clone_to_owned(),
+    };
+    own.map_err(refused("duplicate a standard stream"))
 }
 
 /// What hears all single processes whose output goes through this one.

@@ -72,7 +72,10 @@ pub(crate) fn run(depth: u32) -> ! {
             Ok(End::Exit(status)) => break status,
             Ok(End::Copied(connection)) => begun = Ok(connection),
             Err(error) => {
-                eprintln!("procession: a worker cannot go on: {error}");
+                // Nobody is to blame for the parent's end.
+                if !is_disconnect(&error) {
+                    eprintln!("procession: a worker cannot go on: {error}");
+                }
                 break EXIT_FAILED;
             }
         }

@@ -2,19 +2,24 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use procession::{Output, Pool, Process, ProcessErrorKind, StartMethod, TaskErrorKind};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, WaitOptions, getpgid};
 use serde::de::Deserializer;
 use serde::ser::{SerializeTuple, Serializer};
 use serde::{Deserialize, Serialize};
 
 use crate::fuse::{eventually, within};
+use crate::lost_workers::close;
 use crate::scene::{
-    Scratch, alone, append, children, descriptors, exists, gone, is_inherited, pid, pids, pool, runtime,
-    same, signal,
+    Scratch, alone, alone_to_the_end, append, children, descriptors, exists, gone, is_inherited, pid, pids,
+    pool, runtime, same, signal,
 };
 
 /// Runs `body` in this test, `name`, started once more through each of some other commands.
@@ -137,6 +142,54 @@ fn it_may_wait_for_any_child() {
             runtime().block_on(works());
         }
     });
+}
+
+#[test]
+fn it_may_close_its_standard_streams() {
+    let name = "host::it_may_close_its_standard_streams";
+    // The harness has nowhere to print what comes of it either.
+    alone_to_the_end(name, || {
+        let outputs = |_: ()| {
+            writeln!(std::io::stdout(), "unheard").unwrap();
+            writeln!(std::io::stderr(), "unheard").unwrap();
+            [1, 2].map(|number| fs::read_link(format!("/proc/self/fd/{number}")).unwrap())
+        };
+        runtime().block_on(async {
+            (0..3).for_each(close);
+            for method in [StartMethod::Exec, StartMethod::ForkServer] {
+                let builder = Process::builder().start_method(method);
+                // What this process opens takes the numbers of what it closed, and must not be taken for that.
+                for _ in 0..3 {
+                    let process = within(builder.spawn(outputs, ())).await.unwrap();
+                    assert_eq!(
+                        within(process.join()).await.unwrap(),
+                        ["/dev/null"; 2].map(PathBuf::from)
+                    );
+                }
+            }
+            works().await;
+        });
+    });
+}
+
+#[test]
+fn a_worker_whose_parent_ends_first_says_nothing() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let inode = rustix::fs::fstat(&theirs).unwrap().st_ino;
+    let worker = Command::new(std::env::current_exe().unwrap())
+        .env("PROCESSION_WORKER", format!("{inode:020}:{:010}", 1))
+        .stdin(OwnedFd::from(theirs.try_clone().unwrap()))
+        .stdout(OwnedFd::from(theirs))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // What it says is there, and is never read.
+    let mut fds = [PollFd::new(&ours, PollFlags::IN)];
+    poll(&mut fds, None).unwrap();
+    drop(ours);
+    let ended = worker.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+    assert!(ended.status.code().is_some(), "{}", ended.status);
 }
 
 /// The signals that this process ignores and catches.

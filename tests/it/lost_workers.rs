@@ -146,7 +146,7 @@ fn copy_of(number: i32) -> std::io::Result<rustix::fd::OwnedFd> {
 }
 
 /// The connection to the parent: the one socket with a number from 10 on.
-fn connection() -> rustix::fd::OwnedFd {
+pub(crate) fn connection() -> rustix::fd::OwnedFd {
     let numbers = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let path = entry.ok()?.path();
         let target = std::fs::read_link(&path).ok()?;
@@ -169,23 +169,30 @@ async fn a_task_that_shuts_its_connection_down_is_lost() {
     error.await;
 }
 
+/// Task: closes every descriptor.
+pub(crate) fn close_all((): ()) -> u32 {
+    let open = std::fs::read_dir("/proc/self/fd").unwrap();
+    let open: Vec<i32> = open
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    for number in open {
+        // The directory that was read is closed by now.
+        if std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok() {
+            close(number);
+        }
+    }
+    7
+}
+
+/// Closes a descriptor of this process, whosever it is.
+pub(crate) fn close(number: i32) {
+    // SAFETY: none; whatever it was, this process can do no more with it.
+    unsafe { rustix::io::close(number) };
+}
+
 #[tokio::test]
 async fn a_task_that_closes_every_descriptor_keeps_its_result() {
     let pool = pool(1).await;
-    let close_all = |()| {
-        let open = std::fs::read_dir("/proc/self/fd").unwrap();
-        let open: Vec<i32> = open
-            .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
-            .collect();
-        for number in open {
-            // The directory that was read is closed by now.
-            if std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok() {
-                // SAFETY: none; whatever it was, this process can do no more with it.
-                unsafe { rustix::io::close(number) };
-            }
-        }
-        7
-    };
     let before = pids(&pool)[0];
     // The worker cannot send it any more, but has noted it where its parent can see.
     assert_eq!(within(pool.apply(close_all, ())).await.unwrap(), 7);
