@@ -299,6 +299,10 @@ impl ProcessBuilder {
     /// Starts a process that runs `function` with `argument`, and gives its handle as soon as it is on its way. Executing
     /// the program blocks for half a millisecond or so, as every way to do that does.
     ///
+    /// One that is no [daemon](Self::daemon) has been sent its whole argument by then, and runs whatever becomes of this
+    /// process. For an argument of more than some hundred KiB, and for another [program](Self::program), that means that
+    /// it is up and reads.
+    ///
     /// # Errors
     ///
     /// [`Encode`](crate::ProcessErrorKind::Encode) and [`TooLarge`](crate::ProcessErrorKind::TooLarge) for the argument;
@@ -515,24 +519,36 @@ struct Starting {
 /// Starts a process, which is looked after from then on, whoever waits for this.
 async fn start(order: Order, starting: Starting) -> Result<Arc<Life>, BuildError> {
     let own = runtime::handle().map_err(refused("start the library's thread"))?;
-    let Some(template) = starting.template.clone() else {
+    let (life, told) = match starting.template.clone() {
         // Here, for nobody else has to be woken then.
-        return starting.begin(execute(order)?, own);
+        None => starting.begin(execute(order)?, own)?,
+        Some(template) => {
+            let (started, is_started) = oneshot::channel();
+            own.spawn(async move {
+                let launched = copy(order, &template).await;
+                // Who asked for it may have stopped waiting.
+                started
+                    .send(launched.and_then(|launched| starting.begin(launched, own)))
+                    .ok();
+            });
+            is_started.await.unwrap_or(Err(BuildError::Closed))?
+        }
     };
-    let (started, is_started) = oneshot::channel();
-    own.spawn(async move {
-        let launched = copy(order, &template).await;
-        // Who asked for it may have stopped waiting.
-        started
-            .send(launched.and_then(|launched| starting.begin(launched, own)))
-            .ok();
-    });
-    is_started.await.unwrap_or(Err(BuildError::Closed))
+    if let Some(told) = told {
+        // The end of the channel is the sign.
+        told.await.ok();
+    }
+    Ok(life)
 }
 
 impl Starting {
-    /// The process is there: it has a life from now on.
-    fn begin(self, launched: Launched, own: &Handle) -> Result<Arc<Life>, BuildError> {
+    /// The process is there: it has a life from now on. With what ends when it has been told what to do, where that
+    /// matters: one that is to go on without this process must know it by then.
+    fn begin(
+        self,
+        mut launched: Launched,
+        own: &Handle,
+    ) -> Result<(Arc<Life>, Option<oneshot::Receiver<()>>), BuildError> {
         let Self {
             name,
             is_daemon,
@@ -564,8 +580,12 @@ impl Starting {
             heard.listen(ears, &speaker);
             care.heard = Some((ears, number));
         }
+        let told = match is_daemon {
+            true => None,
+            false => launched.greeting.sent(),
+        };
         own.spawn(live(Arc::clone(&life), launched, care));
-        Ok(life)
+        Ok((life, told))
     }
 }
 

@@ -1,12 +1,14 @@
 //! Greeting a process that should become a worker.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
+use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::StartPhase;
@@ -21,6 +23,9 @@ use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect};
 const MAX_FOREIGN: usize = 64 * 1024;
 /// Foreign bytes that an error quotes.
 const QUOTED: usize = 256;
+/// Bytes that are read from one process before others get their turn: a socket that is filled as fast as it is emptied
+/// would keep the library's thread from everything else.
+pub(super) const TURN: u64 = 256 << 10;
 
 /// Why a process did not become a worker.
 #[derive(Debug)]
@@ -41,13 +46,47 @@ pub(crate) enum HandshakeFailure {
     Io(io::Error),
 }
 
-/// The greeting of a worker: its welcome, with the descriptors that go with that. More may be put behind it.
-pub(crate) fn greeting(welcome: &Welcome, fds: Vec<OwnedFd>) -> Outbox<Outgoing> {
-    let mut bytes = Outgoing::buffer(256);
-    message_bytes(welcome, &mut bytes);
-    let mut outbox = Outbox::default();
-    outbox.push(Outgoing::new(kind::WELCOME, bytes, fds), 0);
-    outbox
+/// What a process is told before anything is heard of it.
+#[derive(Debug)]
+pub(crate) struct Greeting {
+    outbox: Outbox<Outgoing>,
+    /// Dropped when there is nothing left to be sent, or nobody left who would.
+    sent: Option<oneshot::Sender<()>>,
+}
+
+impl Greeting {
+    /// Its welcome, with the descriptors that go with that. More may be put behind it.
+    pub(crate) fn new(welcome: &Welcome, fds: Vec<OwnedFd>) -> Self {
+        let mut bytes = Outgoing::buffer(256);
+        message_bytes(welcome, &mut bytes);
+        let mut outbox = Outbox::default();
+        outbox.push(Outgoing::new(kind::WELCOME, bytes, fds), 0);
+        Self { outbox, sent: None }
+    }
+
+    pub(crate) fn push(&mut self, message: Outgoing, id: u64) {
+        self.outbox.push(message, id);
+    }
+
+    pub(crate) fn push_short(&mut self, kind: u8, body: &[u8], id: u64) {
+        self.outbox.push_short(kind, body, id);
+    }
+
+    /// Sends what the connection takes at once.
+    pub(super) fn write(&mut self, connection: BorrowedFd<'_>) {
+        // An error shows when the process is heard.
+        self.outbox.write(connection, SendFlags::DONTWAIT).ok();
+    }
+
+    /// What ends when the process has been sent all of it, or never will be. `None` where it has been.
+    pub(super) fn sent(&mut self) -> Option<oneshot::Receiver<()>> {
+        if self.outbox.is_empty() {
+            return None;
+        }
+        let (sent, is_sent) = oneshot::channel();
+        self.sent = Some(sent);
+        Some(is_sent)
+    }
 }
 
 /// Greets the worker at the other end of `connection`, which is ready for tasks then. `greeting` is what it has not
@@ -56,7 +95,7 @@ pub(crate) fn greeting(welcome: &Welcome, fds: Vec<OwnedFd>) -> Outbox<Outgoing>
 /// Must run on the library's runtime.
 pub(crate) async fn handshake(
     connection: &Arc<OwnedFd>,
-    greeting: Outbox<Outgoing>,
+    greeting: Greeting,
     limit: u64,
     timeout: Duration,
 ) -> Result<(Receiver, Ready), HandshakeError> {
@@ -78,7 +117,7 @@ async fn greet(
     connection: &Arc<OwnedFd>,
     receiver: &mut Receiver,
     foreign: &mut Vec<u8>,
-    mut greeting: Outbox<Outgoing>,
+    mut greeting: Greeting,
     timeout: Duration,
 ) -> Result<Ready, HandshakeFailure> {
     let now = Instant::now();
@@ -112,10 +151,15 @@ async fn greet(
     check(&hello).map_err(HandshakeFailure::Refused)?;
 
     loop {
-        match greeting.write(connection.get_ref().as_fd(), SendFlags::DONTWAIT) {
-            Ok(()) => break,
+        let written = greeting
+            .outbox
+            .write_some(connection.get_ref().as_fd(), SendFlags::DONTWAIT);
+        match written {
+            Ok(true) => break,
+            // It takes it as fast as it is sent.
+            Ok(false) => yield_now().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // An initializer's argument that is larger than the socket's buffer.
+                // An argument that is larger than the socket's buffer.
                 wait_writable(&connection, deadline).await?;
             }
             // It may have said why before it hung up.
@@ -123,6 +167,7 @@ async fn greet(
             Err(error) => return Err(HandshakeFailure::Io(error)),
         }
     }
+    drop(greeting);
 
     let phase = StartPhase::Initializer;
     let message = next(&connection, receiver, deadline, phase).await?;
@@ -176,8 +221,14 @@ async fn receive(
     phase: StartPhase,
 ) -> Result<(), HandshakeFailure> {
     loop {
+        let before = receiver.total();
         match receiver.receive(connection.get_ref().as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Received::Bytes { .. }) => return Ok(()),
+            Ok(Received::Bytes { .. }) => {
+                if receiver.total() / TURN != before / TURN {
+                    yield_now().await;
+                }
+                return Ok(());
+            }
             Ok(Received::End) => return Err(HandshakeFailure::End(phase)),
             Ok(Received::WouldBlock) => {}
             Err(error) if is_disconnect(&error) => return Err(HandshakeFailure::End(phase)),

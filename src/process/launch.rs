@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::child::Child;
-use super::handshake::{HandshakeError, HandshakeFailure, greeting};
-use super::spawn::{Line, Program, Spawned, greet, spawn};
+use super::handshake::{Greeting, HandshakeError, HandshakeFailure};
+use super::spawn::{Line, Program, Spawned, spawn};
 use super::template::Template;
 use crate::error::{BuildError, StartPhase};
 use crate::memory::OutOfMemory;
 use crate::shared::ledger::Ledger;
 use crate::wire::frame::Outgoing;
 use crate::wire::message::{Failure, InitFailure, LimitOption, Welcome, kind};
-use crate::wire::transport::{Outbox, datagram_pair};
+use crate::wire::transport::datagram_pair;
 
 /// The number of the one task of a process that gets no other.
 const TASK: u64 = 1;
@@ -45,7 +45,7 @@ pub(crate) struct Launched {
     /// The same memory, for who listens to the process.
     pub(crate) heard: Arc<Ledger>,
     /// What it has not been told yet.
-    pub(crate) greeting: Outbox<Outgoing>,
+    pub(crate) greeting: Greeting,
 }
 
 /// What an order comes to before there is a process.
@@ -55,7 +55,7 @@ struct Prepared {
     control: OwnedFd,
     ledger: Ledger,
     heard: Ledger,
-    greeting: Outbox<Outgoing>,
+    greeting: Greeting,
 }
 
 impl Prepared {
@@ -71,7 +71,7 @@ impl Prepared {
         let (control, control_fd) = datagram_pair().map_err(refused("make a socket pair"))?;
         let mut fds = vec![control_fd, ledger_fd];
         fds.extend(others);
-        let mut greeting = greeting(welcome, fds);
+        let mut greeting = Greeting::new(welcome, fds);
         if let Some(message) = message {
             greeting.push(message, TASK);
             greeting.push_short(kind::SHUTDOWN, &[], 0);
@@ -130,7 +130,7 @@ pub(crate) async fn copy(order: Order, template: &Template) -> Result<Launched, 
     } = Prepared::new(&order.welcome, order.stderr, order.fds, order.message)?;
     let line = Line::new(depth).map_err(refused("make a socket pair"))?;
     let connection = Arc::new(line.ours);
-    greet(connection.as_fd(), &mut greeting);
+    greeting.write(connection.as_fd());
     let child = template.copy(line.theirs, stderr, line.marker).await?;
     Ok(Launched {
         child,

@@ -15,22 +15,25 @@ use rustix::net::RecvFlags;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::child::{Child, Killer};
 use super::children;
 use super::error::{Cause, Exit, ProcessError};
-use super::handshake::{HandshakeError, HandshakeFailure, handshake};
+use super::handshake::{Greeting, HandshakeError, HandshakeFailure, TURN, handshake};
 use super::launch::{Launched, Report};
 use super::listen::Ears;
 use super::memory::WorkerMemory;
 use super::spawn::Program;
+use crate::error::StartPhase;
+use crate::shared::ledger::Ledger;
 use crate::shared::watched::watch;
 use crate::wire::attachments;
 use crate::wire::codec::{self, Encoded};
-use crate::wire::frame::{Message, Outgoing};
+use crate::wire::frame::Message;
 use crate::wire::message::{Failure, kind, message_limit};
-use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect};
+use crate::wire::transport::{Received, Receiver, is_disconnect};
 
 /// What a result's run time takes in front of it.
 const RUN_TIME: usize = 4;
@@ -146,9 +149,10 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
         heard: _,
         greeting,
     } = launched;
-    let mut answer = None;
-    let failure = {
-        let conversation = converse(&connection, greeting, &care, &mut answer);
+    let mut said = Said::default();
+    let mut receiver = None;
+    let mut failure = {
+        let conversation = converse(&connection, greeting, &care, &mut receiver, &mut said);
         tokio::pin!(conversation);
         tokio::select! {
             failure = &mut conversation => failure,
@@ -169,6 +173,12 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
         life.kill().ok();
     }
     child.ended().await;
+    if let (Some(receiver), None) = (&mut receiver, &failure)
+        && let Err(fault) = said.take_rest(receiver, &ledger)
+    {
+        failure = Some(Trouble::Nonsense(fault));
+    }
+    let answer = said.outcome;
     let status = life.killer.status();
     if life.status.set(status).is_err() {
         debug_assert!(false, "a process ends once");
@@ -232,47 +242,76 @@ enum Trouble {
     Nonsense(String),
 }
 
-/// Tells a process what it has to do and hears what has come of it, until it hangs up.
+/// What a process has said since it was ready.
+#[derive(Debug, Default)]
+struct Said {
+    /// What its function has come to.
+    outcome: Option<Outcome>,
+    /// That nothing more will come.
+    is_last: bool,
+}
+
+impl Said {
+    fn take(&mut self, message: Message) -> Result<(), String> {
+        match message.kind {
+            other if self.is_last => return Err(format!("sent a message of kind {other} behind its last")),
+            kind::VALUE if self.outcome.is_none() => self.outcome = Some(Outcome::Value(message)),
+            kind::FAILURE if self.outcome.is_none() => {
+                let failure: Failure = codec::decode(&message.body)
+                    .map_err(|error| format!("sent a failure that cannot be read: {error}"))?;
+                self.outcome = Some(Outcome::Failed(failure.into()));
+            }
+            kind::BYE => self.is_last = true,
+            other => return Err(format!("sent a message of kind {other}")),
+        }
+        Ok(())
+    }
+
+    /// Takes what a process that has ended had finished and not sent.
+    fn take_rest(&mut self, receiver: &mut Receiver, ledger: &Ledger) -> Result<(), String> {
+        let unsent = ledger.unsent(receiver.total());
+        let mut messages = Vec::new();
+        let injected = receiver.inject(&unsent, &mut messages);
+        messages.into_iter().try_for_each(|message| self.take(message))?;
+        injected.map_err(|error| format!("sent {error}"))
+    }
+}
+
+/// Tells a process what it has to do and hears what has come of it, until it hangs up. `receiver` is who hears it, from
+/// when it is ready.
 async fn converse(
     connection: &Arc<OwnedFd>,
-    greeting: Outbox<Outgoing>,
+    greeting: Greeting,
     care: &Care,
-    answer: &mut Option<Outcome>,
+    receiver: &mut Option<Receiver>,
+    said: &mut Said,
 ) -> Option<Trouble> {
     let limit = message_limit(care.max_frame_size);
-    let (mut receiver, ready) = match handshake(connection, greeting, limit, care.start_timeout).await {
+    let (ready_receiver, ready) = match handshake(connection, greeting, limit, care.start_timeout).await {
         Ok(greeted) => greeted,
         Err(error) => return Some(Trouble::Start(error)),
     };
     care.memory.set_in_force(ready.memory);
-    match hear(connection, &mut receiver, answer).await {
+    match hear(connection, receiver.insert(ready_receiver), said).await {
         Ok(()) => None,
         Err(fault) => Some(Trouble::Nonsense(fault)),
     }
 }
 
-async fn hear(
-    connection: &Arc<OwnedFd>,
-    receiver: &mut Receiver,
-    answer: &mut Option<Outcome>,
-) -> Result<(), String> {
+async fn hear(connection: &Arc<OwnedFd>, receiver: &mut Receiver, said: &mut Said) -> Result<(), String> {
     let unreadable = |error: io::Error| format!("its connection failed: {error}");
     let connection = watch(connection, Interest::READABLE).map_err(unreadable)?;
     loop {
         while let Some(message) = receiver.next().map_err(|error| format!("sent {error}"))? {
-            match message.kind {
-                kind::VALUE if answer.is_none() => *answer = Some(Outcome::Value(message)),
-                kind::FAILURE if answer.is_none() => {
-                    let failure: Failure = codec::decode(&message.body)
-                        .map_err(|error| format!("sent a failure that cannot be read: {error}"))?;
-                    *answer = Some(Outcome::Failed(failure.into()));
-                }
-                kind::BYE => {}
-                other => return Err(format!("sent a message of kind {other}")),
-            }
+            said.take(message)?;
         }
+        let before = receiver.total();
         match receiver.receive(connection.get_ref().as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Received::Bytes { .. }) => {}
+            Ok(Received::Bytes { .. }) => {
+                if receiver.total() / TURN != before / TURN {
+                    yield_now().await;
+                }
+            }
             Ok(Received::End) => return Ok(()),
             Ok(Received::WouldBlock) => {
                 // Cleared before the next look, so that what comes in between is not missed.

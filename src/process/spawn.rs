@@ -2,20 +2,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock};
 
-use rustix::net::SendFlags;
 use rustix::param::linux_execfn;
 
 use super::child::Child;
+use super::handshake::Greeting;
+use crate::error::BuildError;
 use crate::init;
-use crate::wire::frame::Outgoing;
-use crate::wire::transport::{self, Outbox};
+use crate::wire::transport;
 
 /// The running image itself: it can be started even when its file was replaced or deleted.
 const SELF: &str = "/proc/self/exe";
@@ -98,7 +98,7 @@ pub(crate) struct Spawned {
     pub(crate) child: Child,
     pub(crate) connection: Arc<OwnedFd>,
     /// What has not been sent of the greeting.
-    pub(crate) greeting: Outbox<Outgoing>,
+    pub(crate) greeting: Greeting,
 }
 
 /// A connection for a process that is about to be started, and the marker that goes with it.
@@ -117,12 +117,6 @@ impl Line {
     }
 }
 
-/// Has a greeting wait for a process that will understand it.
-pub(super) fn greet(connection: BorrowedFd<'_>, greeting: &mut Outbox<Outgoing>) {
-    // What does not fit, or cannot be sent now, follows when the process has said hello.
-    greeting.write(connection, SendFlags::DONTWAIT).ok();
-}
-
 /// Starts `program` as a worker that `ps` shows as `label`. Blocks until the new program is in place.
 ///
 /// Nothing is set up between fork and exec, so that the system's fast path serves (posix_spawn); what a worker
@@ -135,11 +129,12 @@ pub(crate) fn spawn(
     label: &str,
     depth: u32,
     stderr: OwnedFd,
-    mut greeting: Outbox<Outgoing>,
+    mut greeting: Greeting,
 ) -> io::Result<Spawned> {
     let Line { ours, theirs, marker } = Line::new(depth)?;
     if program.is_this() {
-        greet(ours.as_fd(), &mut greeting);
+        // What does not fit, or cannot be sent now, follows when the process has said hello.
+        greeting.write(ours.as_fd());
     }
     let mut arguments = std::env::args_os();
     let own_name = arguments.next().unwrap_or_default();
