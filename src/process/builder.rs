@@ -25,6 +25,7 @@ use super::launch::{Launched, Order, copy, execute, refused};
 use super::life::{Care, Life, live};
 use super::limits::{LimitOptions, bounded};
 use super::listen::{Ears, Speaker};
+use super::memory::claim;
 use super::output::{Output, OutputStream};
 use super::spawn::Program;
 use super::start_method::StartMethod;
@@ -443,6 +444,7 @@ impl ProcessBuilder {
         message: Result<Outgoing, Box<EncodeError>>,
     ) -> Result<(Order, Starting), Cause> {
         self.check(name)?;
+        claim::begin();
         let message = message.map_err(|error| Cause::from(*error))?;
         let (limits, memory) = self.limits.prepare(0)?;
         let current = current();
@@ -605,5 +607,20 @@ fn next_name() -> String {
     match worker::role() {
         Some(Role::Process { name, .. }) => format!("{name}:{number}"),
         _ => format!("Process-{number}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::cgroup;
+    use crate::wire::message::kind;
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted_from_the_first_process_on() {
+        init();
+        let message = Outgoing::new(kind::TASK, Outgoing::buffer(0), Vec::new());
+        assert!(Process::builder().prepare("a", Ok(message)).is_ok());
+        assert_eq!(claim::has_begun(), cgroup::own_kills().is_some());
     }
 }

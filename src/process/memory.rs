@@ -196,6 +196,11 @@ pub(crate) mod claim {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn has_begun() -> bool {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Takes one kill that nobody has taken; `false` when there is none.
     pub(super) fn one() -> bool {
         let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
