@@ -26,7 +26,7 @@ use super::life::{Care, Life, live};
 use super::limits::{LimitOptions, bounded};
 use super::listen::{Ears, Speaker};
 use super::memory::claim;
-use super::output::{Output, OutputStream};
+use super::output::Output;
 use super::spawn::Program;
 use super::start_method::StartMethod;
 use super::streams::{Heard, Streams, ears};
@@ -456,10 +456,14 @@ impl ProcessBuilder {
                 pid: current.pid,
                 name: current.name,
             },
-            piped: [OutputStream::Stdout, OutputStream::Stderr].map(|stream| streams.is_piped(stream)),
+        };
+        let mut fds = match self.is_daemon {
+            true => Vec::new(),
+            false => streams.readers()?,
         };
         let stdout = streams.stdout;
         let (stdout_fd, stderr, heard) = streams.divide();
+        fds.extend(stdout_fd);
         let welcome = Welcome {
             role,
             depth: worker::depth() + 1,
@@ -482,7 +486,7 @@ impl ProcessBuilder {
             label: name.to_owned(),
             welcome,
             stderr,
-            fds: stdout_fd.into_iter().collect(),
+            fds,
             message: Some(message),
         };
         let ears = match heard.is_empty() {

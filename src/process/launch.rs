@@ -29,7 +29,7 @@ pub(crate) struct Order {
     pub(crate) label: String,
     pub(crate) welcome: Welcome,
     pub(crate) stderr: OwnedFd,
-    /// Behind the library's own: for events, for standard output.
+    /// Behind the library's own: for events, the reading ends of what goes through this process, for standard output.
     pub(crate) fds: Vec<OwnedFd>,
     /// The one task that it is for, where it is to end behind that.
     pub(crate) message: Option<Outgoing>,

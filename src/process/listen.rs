@@ -71,6 +71,13 @@ enum Command {
 #[derive(Debug)]
 pub(crate) struct Pipe(OwnedFd);
 
+impl Pipe {
+    /// Another descriptor of the same end, for one who keeps the pipe from being without a reader.
+    pub(crate) fn copy(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+}
+
 /// A pipe: the parent's end, and the worker's.
 pub(crate) fn pipe() -> io::Result<(Pipe, OwnedFd)> {
     let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC)?;

@@ -95,9 +95,13 @@ impl Streams {
         }
     }
 
-    /// Whether a stream goes through this process.
-    pub(crate) fn is_piped(&self, stream: OutputStream) -> bool {
-        self.heard.pipes.iter().any(|&(piped, ..)| piped == stream)
+    /// This process's ends once more, for a process that goes on without this one: who writes to a pipe that nobody can
+    /// read is ended for it.
+    pub(crate) fn readers(&self) -> Result<Vec<OwnedFd>, BuildError> {
+        let copies = self.heard.pipes.iter().map(|(.., pipe)| pipe.copy());
+        copies
+            .collect::<io::Result<_>>()
+            .map_err(refused("duplicate the end of a pipe"))
     }
 
     /// What the process is given, and what is heard of it.

@@ -94,8 +94,6 @@ pub(crate) enum Role {
         /// It ends with its parent, and starts no processes.
         is_daemon: bool,
         parent: Parent,
-        /// Its standard output and its standard error go through the parent, and nowhere without that.
-        piped: [bool; 2],
     },
 }
 
@@ -196,7 +194,8 @@ pub(crate) struct Words {
     pub(crate) events: Option<u8>,
 }
 
-/// Descriptors of a `Welcome` before those for events and for stdout: the control socket and the ledger's memory.
+/// Descriptors of a `Welcome` before those for events, what a process may have to read itself of what it prints, and
+/// for stdout: the control socket and the ledger's memory.
 pub(crate) const WELCOME_FDS: usize = 2;
 
 /// Where a worker's fd 1 goes.

@@ -33,8 +33,8 @@ use crate::wire::buffers;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
-    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, WELCOME_FDS, Welcome, WorkerLimits, kind,
-    message_limit,
+    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, Stdout, WELCOME_FDS, Welcome, WorkerLimits,
+    kind, message_limit,
 };
 use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect, send};
 
@@ -122,14 +122,17 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let mut others = fds.drain(WELCOME_FDS..);
     #[cfg(feature = "tracing")]
     let events = welcome.words.events.and_then(|_| others.next());
-    let stdout = others.next_back();
-    drop(others);
+    let stdout = match welcome.stdout {
+        Stdout::Attached => others.next_back(),
+        Stdout::Null => None,
+    };
+    let pipes: Vec<OwnedFd> = others.collect();
     let (Some(memory), Some(control)) = (fds.pop(), fds.pop()) else {
         return Err(invalid("the welcome lacks its descriptors"));
     };
     let ledger = Ledger::open(memory.as_fd(), welcome.tasks_per_worker)?;
     drop(memory);
-    stdio::redirect_stdout(welcome.stdout, stdout)?;
+    stdio::redirect_stdout(stdout)?;
     c_stdout::by_lines();
     marks::set_up(&welcome.words)?;
     set_name(&welcome.role);
@@ -169,6 +172,7 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
             Arc::clone(&replies),
             control,
             Arc::clone(&aborts),
+            pipes,
         )
     };
     let watch = if is_plain {

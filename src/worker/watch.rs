@@ -24,12 +24,13 @@ use crate::wire::transport::is_disconnect;
 
 const STACK: usize = 256 * 1024;
 
-/// Starts the watcher.
+/// Starts the watcher. `pipes` are the reading ends of those that this process prints to through its parent.
 pub(super) fn start(
     inbox: Arc<Inbox>,
     replies: Arc<Replies>,
     control: OwnedFd,
     aborts: Arc<Aborts>,
+    pipes: Vec<OwnedFd>,
 ) -> io::Result<()> {
     // Here, so that it is there before the first task.
     let timer = Undertaker::timer()?;
@@ -37,13 +38,19 @@ pub(super) fn start(
         .name("procession-watch".to_owned())
         .stack_size(STACK)
         .spawn(move || {
-            let watched = watch(&inbox, &replies, &control, &aborts, timer);
-            if let Err(error) = &watched {
-                eprintln!("procession: a worker cannot watch its parent: {error}");
+            match watch(&inbox, &replies, &control, &aborts, timer) {
+                Err(error) if !is_disconnect(&error) => {
+                    eprintln!("procession: a worker cannot watch its parent: {error}");
+                    if is_free() {
+                        outlast(replies.connection());
+                    }
+                }
+                _ => {}
             }
             if is_free() {
-                // Without a descriptor to spare there is nothing else to be done either.
-                stdio::let_go().ok();
+                // Without a descriptor to spare the outputs stay what they are, and are read here.
+                stdio::let_go(&pipes).ok();
+                stdio::drain(pipes).ok();
                 return;
             }
             // Whatever ends the watcher, a worker that nobody watches must not go on.
@@ -64,6 +71,14 @@ fn parent(connection: BorrowedFd<'_>) -> Option<OwnedFd> {
     let pidfd = pidfd_open(maker, PidfdFlags::empty()).ok()?;
     // If it ended before it was opened, another is the parent by now.
     (getppid() == Some(maker)).then_some(pidfd)
+}
+
+/// Waits until the parent is gone, and does nothing else.
+fn outlast(connection: BorrowedFd<'_>) {
+    let parent = parent(connection);
+    let mut fds = vec![PollFd::from_borrowed_fd(connection, PollFlags::RDHUP)];
+    fds.extend(parent.iter().map(|parent| PollFd::new(parent, PollFlags::IN)));
+    while let Ok(0) | Err(Errno::INTR) = poll(&mut fds, None) {}
 }
 
 /// Returns when the parent is gone.

@@ -14,6 +14,8 @@ crate::trials! {
     join_children_waits_for_those_that_are_no_daemons
     run_main_waits_for_those_that_are_no_daemons
     a_process_waits_for_its_own_as_main_does
+    a_process_with_a_large_argument_runs_when_its_parent_has_returned
+    a_process_prints_on_when_nobody_hears_it_any_more
 }
 
 /// Starts the program and gives the numbers of its processes by kind.
@@ -111,4 +113,25 @@ fn a_process_waits_for_its_own_as_main_does() {
     assert_eq!(said, ["copied goes on", "free goes on"]);
     assert_eq!(running.line(), "the process has ended");
     running.end();
+}
+
+fn a_process_with_a_large_argument_runs_when_its_parent_has_returned() {
+    let (mut running, processes) = start("large", 2);
+    for kind in ["large", "large-copied"] {
+        assert_eq!(processes[kind], 4 << 20, "{kind}");
+    }
+    running.end();
+}
+
+fn a_process_prints_on_when_nobody_hears_it_any_more() {
+    let (mut running, processes) = start("print", 2);
+    running.kill();
+    running.say("go");
+    let mut said = [running.line(), running.line()];
+    said.sort();
+    assert_eq!(
+        said,
+        ["printed and its child too", "printed-copied and its child too"]
+    );
+    processes.into_values().for_each(ended);
 }
