@@ -86,7 +86,7 @@ impl ChildProcess {
     ///
     /// What the system says.
     pub fn terminate(&self) -> io::Result<()> {
-        self.life.killer.signal(Signal::TERM)
+        self.life.signal(Signal::TERM)
     }
 
     /// Sends it a SIGINT, as [`Process::interrupt`](crate::Process::interrupt).
@@ -95,7 +95,7 @@ impl ChildProcess {
     ///
     /// What the system says.
     pub fn interrupt(&self) -> io::Result<()> {
-        self.life.killer.signal(Signal::INT)
+        self.life.signal(Signal::INT)
     }
 
     /// Kills it with its process group, as [`Process::kill`](crate::Process::kill).

@@ -37,7 +37,8 @@ use crate::runtime;
 ///
 /// # Exit codes
 ///
-/// 0 when the function has returned, whatever its value; 101 when it panicked, as that of a program whose `main` does;
+/// 0 when the function has returned, whatever its value; 101 when it, or its initializer, panicked, as that of a program
+/// whose `main` does; 71 when the initializer failed, the argument could not be decoded or the value not be encoded;
 /// what it said, when it called `exit`; the negated number of a signal that ended it.
 ///
 /// # Examples

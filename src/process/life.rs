@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub(crate) struct Life {
     pub(crate) killer: Arc<Killer>,
     /// Readable when it has ended.
     pub(crate) sentinel: Arc<OwnedFd>,
+    /// Somebody has sent it a signal through here.
+    is_signalled: AtomicBool,
     /// How it ended, as soon as that is known.
     status: OnceLock<Option<ExitStatus>>,
     /// What became of its function, for the first who asks.
@@ -73,6 +76,7 @@ impl Life {
             is_daemon,
             killer: child.killer(),
             sentinel,
+            is_signalled: AtomicBool::new(false),
             status: OnceLock::new(),
             outcome: Mutex::new(None),
             is_over: OnceLock::new(),
@@ -112,8 +116,15 @@ impl Life {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Sends it a signal. That it has ended is no error.
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
+        self.is_signalled.store(true, Ordering::Release);
+        self.killer.signal(signal)
+    }
+
     /// Kills it, with its group, and a daemon with all that it started.
     pub(crate) fn kill(&self) -> io::Result<()> {
+        self.is_signalled.store(true, Ordering::Release);
         if self.is_daemon {
             self.killer.kill();
         } else {
@@ -201,7 +212,9 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
     care.memory.bury().await;
     let outcome = match (answer, failure) {
         (Some(outcome), _) => outcome,
-        (None, Some(Trouble::Start(error))) if !is_own_end(&error, status) => {
+        (None, Some(Trouble::Start(error)))
+            if out_of_memory.is_some() || !is_own_end(&life, &care, &error, status) =>
+        {
             let report = Report {
                 program: care.program.path(),
                 start_timeout: care.start_timeout,
@@ -229,10 +242,17 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
     life.over.notify(usize::MAX);
 }
 
-/// Whether a process that never was ready was ended by somebody, and is itself not to blame.
-fn is_own_end(error: &HandshakeError, status: Option<ExitStatus>) -> bool {
-    matches!(error.failure, HandshakeFailure::End(_))
-        && status.is_some_and(|status| status.signal().is_some())
+/// Whether a process that never was ready was ended by somebody, and is itself not to blame. A signal that comes while
+/// an initializer runs is that one's, unless it was sent through the handle.
+fn is_own_end(life: &Life, care: &Care, error: &HandshakeError, status: Option<ExitStatus>) -> bool {
+    let has_signal = status.is_some_and(|status| status.signal().is_some());
+    match error.failure {
+        HandshakeFailure::End(StartPhase::Initializer) if care.initializer.is_some() => {
+            has_signal && life.is_signalled.load(Ordering::Acquire)
+        }
+        HandshakeFailure::End(_) => has_signal,
+        _ => false,
+    }
 }
 
 /// What a conversation can come to, other than its end.

@@ -204,7 +204,11 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         Err(failure) => {
             message_bytes(&failure, &mut bytes);
             replies.send(&Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0)?;
-            return Ok(End::Exit(0));
+            return Ok(End::Exit(match failure {
+                _ if !is_process => 0,
+                InitFailure::Task(Failure::Panicked(_)) => EXIT_PANICKED,
+                _ => EXIT_FAILED,
+            }));
         }
     }
     if let Some(watch) = watch {
