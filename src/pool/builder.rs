@@ -379,7 +379,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Sets a variable in the environment of the workers, which otherwise is the parent's.
+    /// Sets a variable in the environment of the workers, which otherwise is the parent's. A name that is empty or
+    /// contains `=`, and a NUL byte anywhere, are errors.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.program.env.set(key, value);
         self
@@ -713,6 +714,7 @@ impl PoolBuilder {
                 return invalid(option, "it contains a NUL byte");
             }
         }
+        program.env.check()?;
         limits.check(workers)?;
         // On a single processor nothing comes while somebody looks for it.
         let (spin, lookers) = match processors {

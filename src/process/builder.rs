@@ -108,7 +108,8 @@ impl ProcessBuilder {
         self
     }
 
-    /// Sets a variable in the process's environment, which otherwise is the parent's.
+    /// Sets a variable in the process's environment, which otherwise is the parent's. A name that is empty or contains
+    /// `=`, and a NUL byte anywhere, are errors.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.program.env.set(key, value);
         self.template = Arc::default();
@@ -408,6 +409,7 @@ impl ProcessBuilder {
         if self.start_timeout.is_zero() {
             return invalid("start_timeout", "no process starts in no time");
         }
+        self.program.env.check()?;
         self.limits.check(1)
     }
 

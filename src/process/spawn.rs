@@ -59,6 +59,29 @@ impl Environment {
         self.changes.clear();
     }
 
+    /// Refuses what no environment can hold.
+    pub(crate) fn check(&self) -> Result<(), BuildError> {
+        for (key, value) in &self.changes {
+            // One that cannot be there is removed already.
+            let Some(value) = value else { continue };
+            let name = key.as_bytes();
+            let reason = if name.is_empty() {
+                "the name of a variable is empty".to_owned()
+            } else if name.contains(&b'=') || name.contains(&0) {
+                format!("the name {key:?} contains a NUL byte or a =")
+            } else if value.as_bytes().contains(&0) {
+                format!("the value of {key:?} contains a NUL byte")
+            } else {
+                continue;
+            };
+            return Err(BuildError::InvalidOption {
+                option: "env",
+                reason,
+            });
+        }
+        Ok(())
+    }
+
     fn apply(&self, command: &mut Command) {
         if self.is_cleared {
             command.env_clear();
