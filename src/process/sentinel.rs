@@ -57,14 +57,22 @@ pub async fn wait_any<T: AsFd>(sentinels: &[T]) -> io::Result<Vec<usize>> {
             Err(error) => return Err(error.into()),
         }
     }
-    if !always {
-        let set = {
-            let _own = runtime::handle()?.enter();
-            watch(&set, Interest::READABLE)?
-        };
-        set.readable().await?.retain_ready();
+    if always {
+        return ready(sentinels);
     }
-    ready(sentinels)
+    let set = {
+        let _own = runtime::handle()?.enter();
+        watch(&set, Interest::READABLE)?
+    };
+    loop {
+        // Cleared before the look, so that what comes behind that is not missed.
+        set.readable().await?.clear_ready();
+        let ready = ready(sentinels)?;
+        // Somebody else may have taken what there was to be read.
+        if !ready.is_empty() {
+            return Ok(ready);
+        }
+    }
 }
 
 /// The indices of those that are readable now.
