@@ -237,7 +237,7 @@ impl fmt::Display for ProcessError {
             write!(f, " (pid {pid})")?;
         }
         match &self.inner.cause {
-            Cause::Start(_) => f.write_str(" could not be started"),
+            Cause::Start(error) => write!(f, " could not be started: {error}"),
             Cause::Panicked(panic) => write!(f, " {panic}"),
             Cause::Exited(exit) => {
                 if let Some(fault) = &exit.fault {
@@ -276,9 +276,10 @@ impl fmt::Debug for ProcessError {
 }
 
 impl std::error::Error for ProcessError {
+    /// What is behind the reason, which is told with the error itself.
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.inner.cause {
-            Cause::Start(error) => Some(error),
+            Cause::Start(error) => error.source(),
             _ => None,
         }
     }
