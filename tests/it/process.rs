@@ -1,8 +1,13 @@
 //! One function in one process: its value, its end, what it is told and what it tells.
 
+use std::error::Error;
+use std::future::Future;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use procession::{
@@ -11,7 +16,8 @@ use procession::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::fuse::within;
+use crate::fuse::{eventually, within};
+use crate::lost_workers::{close_all, connection};
 use crate::scene::{exists, gone, same};
 
 fn quiet() -> ProcessBuilder {
@@ -234,6 +240,32 @@ async fn the_first_of_several_to_end_is_told() {
 }
 
 #[tokio::test]
+async fn what_somebody_else_has_taken_ends_no_wait() {
+    struct Flag(AtomicBool);
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    let fds = [reader.try_clone().unwrap()];
+    let waiting = wait_any(&fds);
+    tokio::pin!(waiting);
+    for _ in 0..3 {
+        let flag = Arc::new(Flag(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&flag));
+        let mut context = Context::from_waker(&waker);
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        writer.write_all(b".").unwrap();
+        eventually("it is told", || flag.0.load(Ordering::Acquire));
+        reader.read_exact(&mut [0]).unwrap();
+    }
+    assert!(futures::poll!(&mut waiting).is_pending());
+    writer.write_all(b".").unwrap();
+    assert_eq!(within(waiting).await.unwrap(), [0]);
+}
+
+#[tokio::test]
 async fn joining_for_a_while_keeps_the_handle() {
     let mut process = within(quiet().spawn_async(
         |_: ()| async {
@@ -252,7 +284,7 @@ async fn joining_for_a_while_keeps_the_handle() {
     );
     assert!(process.is_alive());
     // Its own handling runs, as soon as it has one.
-    crate::fuse::eventually("it has a handler", || catches(process.pid(), 15));
+    eventually("it has a handler", || catches(process.pid(), 15));
     process.terminate().unwrap();
     assert_eq!(
         within(process.join_timeout(Duration::MAX)).await.unwrap(),
@@ -356,6 +388,10 @@ async fn options_without_a_meaning_are_refused() {
         ("cpu_time_limit", quiet().cpu_time_limit(long() - long())),
         ("nice", quiet().nice(20)),
         ("cpu_affinity", quiet().cpu_affinity([])),
+        ("env", quiet().env("", "a")),
+        ("env", quiet().env("a=b", "c")),
+        ("env", quiet().env("a\0", "b")),
+        ("env", quiet().envs([("a", "b\0c")])),
     ] {
         let error = within(builder.spawn(|_: u8| (), 0)).await.unwrap_err();
         match error.start_error() {
@@ -369,6 +405,16 @@ async fn options_without_a_meaning_are_refused() {
     assert!(
         matches!(error.start_error(), Some(BuildError::Spawn { .. })),
         "{error:?}"
+    );
+    // The reason stands in the error, and what is behind that only there.
+    let (told, behind) = (error.to_string(), error.source().unwrap().to_string());
+    assert!(
+        told.contains("cannot start the worker program /does/not/exist"),
+        "{told}"
+    );
+    assert!(
+        !told.contains(&behind) && behind.contains("No such file"),
+        "{behind}"
     );
     let error = within(quiet().current_dir("/does/not/exist").spawn(|_: ()| (), ()))
         .await
@@ -443,6 +489,120 @@ async fn what_it_prints_goes_where_it_should() {
     let mut printed = [crate::fuse::receive(&printed), crate::fuse::receive(&printed)];
     printed.sort();
     assert_eq!(printed, ["err two", "out one"]);
+}
+
+/// Has a function start that is never called, and gives the error and the exit code.
+async fn never_called(builder: &ProcessBuilder) -> (ProcessError, Option<i32>) {
+    let mut process = within(builder.spawn(same::<u8>, 1)).await.unwrap();
+    within(process.wait()).await.unwrap();
+    let code = process.exit_code();
+    (fails(process).await, code)
+}
+
+#[tokio::test]
+async fn an_initializer_that_fails_is_an_error_of_the_start_however_it_does() {
+    let fail = |message: String| -> Result<(), String> { Err(message) };
+    let failed = never_called(&quiet().initializer(fail, "no luck".to_owned())).await;
+    let panicked = never_called(&quiet().initializer(|_: ()| -> () { panic!("no luck") }, ())).await;
+    let ended = |code: i32| -> () { std::process::exit(code) };
+    let exited = never_called(&quiet().initializer(ended, 5)).await;
+    let aborted = never_called(&quiet().initializer(|_: ()| -> () { std::process::abort() }, ())).await;
+    let killed = never_called(&quiet().initializer(raise, 9)).await;
+    let hungry = quiet()
+        .memory_limit(64 << 20)
+        .initializer(|n: usize| drop(std::hint::black_box(vec![1_u8; n])), 1 << 30);
+    let starved = never_called(&hungry).await;
+    for ((error, code), expected, reason) in [
+        (failed, Some(71), "no luck"),
+        (panicked, Some(101), "no luck"),
+        (exited, Some(5), "exit status: 5"),
+        (aborted, Some(-6), "signal: 6"),
+        (killed, Some(-9), "signal: 9"),
+        (starved, None, "ran out of memory"),
+    ] {
+        assert_eq!(error.kind(), ProcessErrorKind::Start, "{error}");
+        match error.start_error() {
+            Some(BuildError::Initializer { message, .. }) => assert!(message.contains(reason), "{message}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(error.to_string().contains(reason), "{error}");
+        // How it ends for want of memory is for the system to say.
+        assert!(expected.is_none() || code == expected, "{error}: {code:?}");
+    }
+    // Unless somebody else ends it meanwhile.
+    let park = |_: ()| -> () {
+        loop {
+            std::thread::park();
+        }
+    };
+    let process = within(quiet().initializer(park, ()).spawn(same::<u8>, 1))
+        .await
+        .unwrap();
+    process.kill().unwrap();
+    let error = fails(process).await;
+    assert_eq!(
+        (error.kind(), error.exit_code()),
+        (ProcessErrorKind::Exited, Some(-9)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_value_that_it_could_not_send_any_more_is_found() {
+    let process = within(quiet().spawn(close_all, ())).await.unwrap();
+    assert_eq!(within(process.join()).await.unwrap(), 7);
+}
+
+/// Task: says again and again what is to be said once.
+fn say_goodbye(kind: u8) {
+    let mut frame = [0; 16];
+    frame[4] = kind;
+    let mut stream = std::os::unix::net::UnixStream::from(connection());
+    loop {
+        stream.write_all(&frame).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn one_that_goes_on_behind_its_last_word_is_ended() {
+    const BYE: u8 = 13;
+    let process = within(quiet().spawn(say_goodbye, BYE)).await.unwrap();
+    let error = fails(process).await;
+    assert_eq!(error.kind(), ProcessErrorKind::Exited);
+    assert!(error.to_string().contains("behind its last"), "{error}");
+}
+
+/// Task: begins a message, and goes on with it by nothing at all.
+fn chatter(output: Fd) {
+    const VALUE: u8 = 7;
+    let first = [
+        8, 0, 0, 0, VALUE, 3, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let more = [0, 0, 0, 0, VALUE, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0].repeat(4096);
+    let mut stream = std::os::unix::net::UnixStream::from(connection());
+    stream.write_all(&first).unwrap();
+    for turn in 0_u64.. {
+        stream.write_all(&more).unwrap();
+        if turn == 10 {
+            std::fs::File::from(output.as_fd().try_clone_to_owned().unwrap())
+                .write_all(b".")
+                .unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_that_never_stops_talking_holds_nobody_up() {
+    let (mut output, input) = std::io::pipe().unwrap();
+    let chatty = within(quiet().spawn(chatter, input.into())).await.unwrap();
+    output.read_exact(&mut [0]).unwrap();
+    for x in 0..3 {
+        let process = within(quiet().spawn(same::<u32>, x)).await.unwrap();
+        assert_eq!(within(process.join()).await.unwrap(), x);
+    }
+    assert!(chatty.is_alive());
+    chatty.kill().unwrap();
+    assert_eq!(fails(chatty).await.exit_code(), Some(-9));
 }
 
 #[tokio::test]
@@ -545,7 +705,7 @@ async fn killed_it_takes_its_group_along() {
         process.kill().unwrap();
         assert_eq!(fails(process).await.exit_code(), Some(-9));
         let pid = u32::from_ne_bytes(pid);
-        crate::fuse::eventually("the child of the process has ended", || {
+        eventually("the child of the process has ended", || {
             !std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
         });
     }
