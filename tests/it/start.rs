@@ -365,6 +365,10 @@ async fn options_without_a_meaning_are_refused_by_name() {
         (quiet(1).start_timeout(Duration::ZERO), "start_timeout"),
         (quiet(1).name("a\0b"), "name"),
         (quiet(1).worker_name("a\0b"), "worker_name"),
+        (quiet(1).env("", "a"), "env"),
+        (quiet(1).env("a=b", "c"), "env"),
+        (quiet(1).envs([("a\0", "b")]), "env"),
+        (quiet(1).env("A", "b\0c"), "env"),
     ] {
         let error = refused(builder).await;
         let text = error.to_string();
@@ -374,12 +378,6 @@ async fn options_without_a_meaning_are_refused_by_name() {
         assert_eq!(option, name);
         assert!(text.contains(name), "{text}");
     }
-}
-
-#[tokio::test]
-async fn an_environment_that_cannot_be_passed_on_is_an_error() {
-    let error = refused(quiet(1).env("A", "b\0c")).await;
-    assert!(matches!(error, BuildError::Spawn { .. }), "{error:?}");
 }
 
 #[tokio::test]
