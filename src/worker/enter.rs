@@ -111,9 +111,13 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let Some(message) = receive(&connection, &mut receiver)? else {
         return Ok(End::Exit(0));
     };
-    let mut fds = message.fds;
-    let welcome: Welcome = codec::decode(&message.body).map_err(invalid)?;
-    if message.kind != kind::WELCOME || fds.len() < WELCOME_FDS {
+    let Message {
+        kind, body, mut fds, ..
+    } = message;
+    let mut welcome: Welcome = codec::decode(&body).map_err(invalid)?;
+    // It holds the initializer's argument, which may be large.
+    drop(body);
+    if kind != kind::WELCOME || fds.len() < WELCOME_FDS {
         return Err(invalid("the parent did not say welcome"));
     }
     let mut others = fds.drain(WELCOME_FDS..);
@@ -145,7 +149,7 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
             &mut receiver,
             &ledger,
             control,
-            welcome.initializer.as_ref(),
+            welcome.initializer.take(),
         )?;
         return Ok(copied.map_or(End::Exit(0), End::Copied));
     }
@@ -153,7 +157,7 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         set_child_subreaper(None).ok();
     }
     receiver.set_limit(message_limit(welcome.max_frame_size));
-    let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin));
+    let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin)?);
     let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
@@ -175,12 +179,13 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         None
     };
 
+    let initializer = welcome.initializer.take();
     let prepare = || -> Result<Ready, InitFailure> {
         let ready = limits::apply(&welcome.limits, &replies)?;
-        if let Some((row, argument)) = &welcome.initializer {
+        if let Some((row, argument)) = initializer {
             let _running = memory::running();
             adopted::tasks_run(true);
-            initialize(*row, argument)?;
+            initialize(row, &argument)?;
         }
         Ok(ready)
     };
