@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::StartPhase;
 use crate::shared::watched::{Watched, watch};
@@ -15,12 +15,15 @@ use crate::task::table;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Hello, InitFailure, MAGIC, PROTOCOL, Ready, Welcome, kind};
-use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect};
+use crate::wire::transport::{Outbox, Received, Receiver, is_crowded, is_disconnect};
 
 /// Foreign bytes that may come before the magic.
 const MAX_FOREIGN: usize = 64 * 1024;
 /// Foreign bytes that an error quotes.
 const QUOTED: usize = 256;
+
+/// The pause before descriptors are sent again that had no room.
+pub(super) const CROWDED: Duration = Duration::from_millis(1);
 
 /// Why a process did not become a worker.
 #[derive(Debug)]
@@ -118,6 +121,8 @@ async fn greet(
                 // An initializer's argument that is larger than the socket's buffer.
                 wait_writable(&connection, deadline).await?;
             }
+            // Nobody tells when there is room again.
+            Err(error) if is_crowded(&error) && Instant::now() < deadline => sleep(CROWDED).await,
             // It may have said why before it hung up.
             Err(error) if is_disconnect(&error) => break,
             Err(error) => return Err(HandshakeFailure::Io(error)),
