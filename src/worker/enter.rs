@@ -241,19 +241,16 @@ fn send_hello(connection: &OwnedFd) -> io::Result<u64> {
     };
     let mut bytes = Outgoing::buffer(128);
     message_bytes(&hello, &mut bytes);
-    let mut magic = &MAGIC[..];
-    while !magic.is_empty() {
-        let sent = send(
-            connection.as_fd(),
-            &[IoSlice::new(magic)],
-            &[],
-            SendFlags::empty(),
-        )?;
-        magic = &magic[sent..];
-    }
     let hello = Outgoing::new(kind::HELLO, bytes, Vec::new());
     let length = hello.wire_length();
-    say(connection, hello)?;
+    // In one piece, so that the parent is woken once.
+    let mut said = MAGIC.to_vec();
+    hello.append_single(0, &mut said);
+    let mut rest = &said[..];
+    while !rest.is_empty() {
+        let sent = send(connection.as_fd(), &[IoSlice::new(rest)], &[], SendFlags::empty())?;
+        rest = &rest[sent..];
+    }
     Ok(length)
 }
 
