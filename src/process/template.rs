@@ -21,6 +21,7 @@ use tokio::time::sleep;
 
 use super::child::Child;
 use super::handshake::CROWDED;
+use super::large_pages;
 use super::launch::{Greeted, Order, Report, execute, last_words, refused};
 use super::listen::{Ears, Speaker};
 use super::output::Output;
@@ -254,8 +255,10 @@ impl Keeper {
             words: Words::default(),
             spin: Duration::ZERO,
         };
+        let mut program = plan.program.clone();
+        large_pages::ask_for(&mut program.env);
         let order = Order {
-            program: plan.program.clone(),
+            program,
             label: plan.name.clone(),
             welcome,
             stderr,

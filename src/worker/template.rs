@@ -14,6 +14,7 @@ use rustix::process::setpgid;
 use super::enter::{initialize, invalid, receive, say};
 use super::{stdio, watch};
 use crate::init::MARKER;
+use crate::process::large_pages;
 use crate::shared::ledger::Ledger;
 use crate::shared::{environment, fork};
 use crate::wire::codec::{self, message_bytes};
@@ -87,6 +88,7 @@ fn prepare(control: OwnedFd, initializer: Option<(u32, Vec<u8>)>) -> Result<(), 
     if let Some(obstacle) = fork::obstacle() {
         return refused(format!("this process cannot be forked: {obstacle}"));
     }
+    large_pages::forget();
     if let Some((row, argument)) = initializer {
         let watch = watch::while_busy(control).map_err(|error| InitFailure::Setup(error.to_string()))?;
         let initialized = initialize(row, &argument);

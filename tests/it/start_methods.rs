@@ -670,3 +670,33 @@ fn a_template_survives_that_descriptors_cannot_be_sent() {
         },
     );
 }
+
+#[tokio::test]
+async fn what_the_initializer_loads_is_in_large_pages_and_the_environment_does_not_tell() {
+    /// Initializer.
+    fn load(_: ()) {
+        static DATA: OnceLock<Vec<u8>> = OnceLock::new();
+        DATA.set(vec![1; 64 << 20]).unwrap();
+    }
+    /// Task: large pages in KiB, and what a program that is started here would be told of them.
+    fn large_pages(_: ()) -> (u64, Option<String>) {
+        let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("AnonHugePages:"));
+        let size = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        (size.parse().unwrap(), std::env::var("GLIBC_TUNABLES").ok())
+    }
+    let told = async |builder: ProcessBuilder| {
+        let process = within(builder.initializer(load, ()).spawn(large_pages, ()))
+            .await
+            .unwrap();
+        within(process.join()).await.unwrap()
+    };
+    let mode = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let has_some = cfg!(target_env = "gnu") && mode.is_ok_and(|mode| !mode.contains("[never]"));
+    let (size, environment) = told(warm().env_remove("GLIBC_TUNABLES")).await;
+    assert_eq!((size > 0, environment), (has_some, None));
+    let (_, environment) = told(warm().env("GLIBC_TUNABLES", "glibc.malloc.perturb=1")).await;
+    assert_eq!(environment.as_deref(), Some("glibc.malloc.perturb=1"));
+}
