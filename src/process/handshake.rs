@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::StartPhase;
 use crate::shared::watched::{Watched, watch};
@@ -122,7 +122,9 @@ async fn greet(
                 wait_writable(&connection, deadline).await?;
             }
             // Nobody tells when there is room again.
-            Err(error) if is_crowded(&error) && Instant::now() < deadline => sleep(CROWDED).await,
+            Err(error) if is_crowded(&error) && Instant::now() < deadline => {
+                sleep_until(Instant::now() + CROWDED).await
+            }
             // It may have said why before it hung up.
             Err(error) if is_disconnect(&error) => break,
             Err(error) => return Err(HandshakeFailure::Io(error)),

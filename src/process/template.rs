@@ -4,6 +4,7 @@
 //! template, and it says hello over a connection of its own: to whoever waits for it, it is as if it had been executed.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
@@ -17,7 +18,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::{Pid, WaitId, WaitIdOptions, setpgid, test_kill_process, waitid};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::child::Child;
 use super::handshake::CROWDED;
@@ -213,7 +214,7 @@ impl Keeper {
             let ended = async {
                 match &self.running {
                     Some(template) => template.child.ended().await,
-                    None => std::future::pending().await,
+                    None => pending().await,
                 }
             };
             tokio::select! {
@@ -453,18 +454,18 @@ impl Running {
         message_bytes(&marker, &mut bytes);
         let mut outbox = Outbox::default();
         outbox.push(Outgoing::new(kind::FORK, bytes, vec![connection, stderr]), 0);
-        let late = sleep(start_timeout);
+        let late = timeout(start_timeout, pending::<()>());
         tokio::pin!(late);
         tokio::select! {
             asked = self.ask(&mut outbox) => asked?,
             // The template has not been asked, and is as good as ever.
-            () = &mut late => {
+            _ = &mut late => {
                 return Ok(Err(refused("send descriptors to a template")(Errno::TOOMANYREFS.into())));
             }
         }
         let answer = tokio::select! {
             answer = self.answer() => answer.map_err(|_| Loss::Ended)?,
-            () = &mut late => return Err(Loss::Late),
+            _ = &mut late => return Err(Loss::Late),
         };
         match answer.map(|number| number_of(u64::from(number))) {
             Ok(Some(pid)) => Ok(Ok(pid)),
@@ -478,7 +479,7 @@ impl Running {
             // There is room for the bytes, for nothing else is on its way.
             match outbox.write(self.connection.get_ref().as_fd(), SendFlags::DONTWAIT) {
                 Ok(()) => return Ok(()),
-                Err(error) if is_crowded(&error) => sleep(CROWDED).await,
+                Err(error) if is_crowded(&error) => sleep_until(Instant::now() + CROWDED).await,
                 Err(_) => return Err(Loss::Ended),
             }
         }

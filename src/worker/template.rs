@@ -100,7 +100,7 @@ fn prepare(control: OwnedFd, initializer: Option<(u32, Vec<u8>)>) -> Result<(), 
         match fork::threads() {
             Some(1) => return Ok(()),
             // One that has been waited for may take a moment until it is gone, in a scope more than that.
-            Some(2..) if began.elapsed() < LONGEST_END => thread::sleep(LOOKS_AGAIN),
+            Some(2..) if began.elapsed() < LONGEST_END => thread::park_timeout(LOOKS_AGAIN),
             Some(threads) => {
                 return refused(format!(
                     "the template has {threads} threads when its initializer has run, and can be forked with a \
