@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use procession::{Fd, Process, ProcessBuilder, StartMethod, wait_any};
+use procession::{BuildError, Fd, Process, ProcessBuilder, StartMethod, wait_any};
 use tokio::sync::oneshot;
 
 const PROCESSES: usize = 3;
@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let server = Server::new(listener.into());
         match address {
             Some(_) => {
+                println!("listening on http://{}", server.address()?);
                 tokio::select! {
                     served = server.run(|_| {}) => served,
                     signal = tokio::signal::ctrl_c() => Ok(signal?),
@@ -53,12 +54,23 @@ impl Server {
         Self { builder, listener }
     }
 
+    fn address(&self) -> io::Result<SocketAddr> {
+        TcpListener::from(self.listener.try_clone()?.into_inner()).local_addr()
+    }
+
     /// Keeps the processes running, and tells `started` their numbers.
     async fn run(&self, mut started: impl FnMut(u32)) -> Result<(), Box<dyn Error>> {
         let mut processes = Vec::new();
         loop {
             while processes.len() < PROCESSES {
-                let process = self.builder.spawn(serve, self.listener.try_clone()?).await?;
+                let process = match self.builder.spawn(serve, self.listener.try_clone()?).await {
+                    // What copies were made of may be killed as well. The next start makes another.
+                    Err(error) if matches!(error.start_error(), Some(BuildError::TemplateLost { .. })) => {
+                        eprintln!("the template is replaced: {error}");
+                        continue;
+                    }
+                    process => process?,
+                };
                 started(process.pid());
                 processes.push(process);
             }
@@ -96,7 +108,7 @@ fn answer(mut connection: &TcpStream) -> io::Result<()> {
 
 /// Serves itself, and has one of the processes killed when half of the requests have been made.
 async fn demonstrate(server: Server) -> Result<(), Box<dyn Error>> {
-    let address = TcpListener::from(server.listener.try_clone()?.into_inner()).local_addr()?;
+    let address = server.address()?;
     let (first, victim) = oneshot::channel();
     let mut first = Some(first);
     let serving = server.run(move |pid| {

@@ -105,6 +105,39 @@ lost at most the one that was in the process that was killed: true
 }
 
 #[test]
+fn prefork_server_replaces_processes_and_their_template() {
+    let server = Service::start_example("prefork_server");
+    let (status, body) = server.request("GET", "/a", "");
+    assert_eq!(status, 200);
+    let served = |body: &str| body.trim_end().rsplit(' ').next().unwrap().parse().unwrap();
+    let pid: u32 = served(&body);
+    let template = child_called(server.child.id(), "template").unwrap();
+    let kill = |pid: u32| kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    kill(template);
+    let wait_for = |what: &str, condition: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + FUSE;
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
+            thread::yield_now();
+        }
+    };
+    wait_for("the template is buried", &|| {
+        child_called(server.child.id(), "template").is_none()
+    });
+    kill(pid);
+    wait_for("there is another template", &|| {
+        child_called(server.child.id(), "template").is_some()
+    });
+    for _ in 0..10 {
+        let (status, body) = server.request("GET", "/b", "");
+        assert_eq!(status, 200);
+        assert_ne!(served(&body), pid);
+    }
+    server.interrupt();
+    server.end();
+}
+
+#[test]
 fn crash_isolation() {
     let expected = "\
 abort: worker N (pid N) was lost while running `crash_isolation::abort`: signal: 6 (SIGABRT)
@@ -597,7 +630,11 @@ struct Service {
 
 impl Service {
     fn start() -> Self {
-        let mut command = example("axum_service");
+        Self::start_example("axum_service")
+    }
+
+    fn start_example(name: &str) -> Self {
+        let mut command = example(name);
         command
             .arg("127.0.0.1:0")
             .stdin(Stdio::null())
@@ -679,6 +716,18 @@ impl Drop for Service {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+}
+
+/// The number of a child by its name.
+fn child_called(parent: u32, name: &str) -> Option<u32> {
+    fs::read_dir("/proc").unwrap().find_map(|entry| {
+        let entry = entry.ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        let (pid, rest) = stat.split_once(" (")?;
+        let (its_name, rest) = rest.rsplit_once(") ")?;
+        let its_parent: u32 = rest.split(' ').nth(1)?.parse().ok()?;
+        (its_name == name && its_parent == parent).then(|| pid.parse().ok())?
+    })
 }
 
 /// Reads the status and the body of a response.

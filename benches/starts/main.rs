@@ -9,8 +9,9 @@
 //!
 //! An initializer loads 200 MiB. From then on, a start is the time from asking for a process to its first result, which
 //! needs all of what was loaded: `first` is the first of all, with whatever must be started and loaded for it, `again`
-//! the median of those that follow, one at a time. `memory` is the proportional set size of four processes that have all
-//! read it, by their number: what is shared counts once. `PROCESSION_BENCH_PYTHON` names Python's interpreter.
+//! the median of those that follow, one at a time. `bare` is that median with nothing loaded. `memory` is the
+//! proportional set size of four processes that have all read it, by their number: what is shared counts once.
+//! `PROCESSION_BENCH_PYTHON` names Python's interpreter.
 
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
@@ -50,9 +51,10 @@ const CONTENDERS: [(&str, &str); 5] = [
     ("python-forkserver", "Python, forkserver"),
     ("python-spawn", "Python, spawn"),
 ];
-const METRICS: [(&str, &str); 3] = [
+const METRICS: [(&str, &str); 4] = [
     ("first", "first, ms"),
     ("again", "again, ms"),
+    ("bare", "bare, ms"),
     ("memory", "memory, MiB"),
 ];
 
@@ -67,6 +69,10 @@ const FULL: Scale = Scale {
     mebibytes: 200,
     starts: 9,
 };
+const BARE: Scale = Scale {
+    mebibytes: 0,
+    starts: 49,
+};
 const TEST: Scale = Scale {
     mebibytes: 1,
     starts: 1,
@@ -79,7 +85,11 @@ fn main() -> ExitCode {
 
 fn run() -> Result<bool, Error> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let scale = |key: &str| if key == "full" { FULL } else { TEST };
+    let scale = |key: &str| match key {
+        "full" => FULL,
+        "bare" => BARE,
+        _ => TEST,
+    };
     if let [flag, contender, key] = &arguments[..]
         && flag == measure::MEASURE
     {
@@ -99,22 +109,27 @@ fn run() -> Result<bool, Error> {
         None if is_test => 1,
         None => LEAST_ROUNDS,
     };
-    let key = if is_test { "test" } else { "full" };
+    let keys: &[&str] = if is_test { &["test"] } else { &["full", "bare"] };
     let python = if is_test { None } else { python() };
     let mut figures: BTreeMap<(&str, String), Vec<f64>> = BTreeMap::new();
     for round in 1..=rounds {
         eprintln!("starts: round {round} of {rounds}, load {}", machine::load());
         for (contender, _) in CONTENDERS {
-            let measured = match (contender.strip_prefix("python-"), &python) {
-                (None, _) => measure::run(measure::command(&[contender, key])?)?,
-                (Some(method), Some((python, _))) => measure::run(theirs(python, method, scale(key)))?,
-                (Some(_), None) => continue,
-            };
-            for (metric, figure) in measured.iter() {
-                figures
-                    .entry((contender, metric.to_owned()))
-                    .or_default()
-                    .push(figure);
+            for &key in keys {
+                let measured = match (contender.strip_prefix("python-"), &python) {
+                    (None, _) => measure::run(measure::command(&[contender, key])?)?,
+                    (Some(method), Some((python, _))) => measure::run(theirs(python, method, scale(key)))?,
+                    (Some(_), None) => continue,
+                };
+                for (metric, figure) in measured.iter() {
+                    let metric = match (key, metric) {
+                        ("bare", "again") => "bare",
+                        ("bare", _) => continue,
+                        (_, metric) => metric,
+                    };
+                    let samples = figures.entry((contender, metric.to_owned())).or_default();
+                    samples.push(figure);
+                }
             }
         }
     }
@@ -134,7 +149,7 @@ fn report(figures: &BTreeMap<(&str, String), Vec<f64>>, rounds: usize, python: O
         machine::machine()
     );
     println!("| | {} |", METRICS.map(|(_, name)| name).join(" | "));
-    println!("| --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- |");
     for (contender, name) in CONTENDERS {
         let cells: Vec<String> = METRICS
             .iter()
@@ -185,9 +200,10 @@ async fn ours(contender: &str, scale: Scale) -> Result<Figures, Error> {
         "forkserver" => StartMethod::ForkServer,
         other => return Err(format!("no start method {other}").into()),
     };
-    let builder = Process::builder()
-        .start_method(method)
-        .initializer(load, scale.mebibytes);
+    let mut builder = Process::builder().start_method(method);
+    if scale.mebibytes > 0 {
+        builder = builder.initializer(load, scale.mebibytes);
+    }
     let expected = u64::from(b'x') * (scale.mebibytes as u64) * 256;
     let mut times = Vec::new();
     for _ in 0..=scale.starts {

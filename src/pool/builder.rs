@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -781,7 +782,7 @@ pub(crate) struct Config {
     pub(crate) max_worker_memory: Option<u64>,
     pub(crate) max_worker_age: Option<Duration>,
     pub(crate) idle_timeout: Duration,
-    pub(crate) initializer: Option<(u32, Vec<u8>)>,
+    pub(crate) initializer: Option<(u32, Bytes)>,
     pub(crate) program: Program,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,

@@ -20,10 +20,9 @@ use super::link::{Link, Parts, drive, watch_on};
 use super::state::WorkerState;
 use crate::error::{BuildError, WorkerLoss};
 use crate::process::child::Child;
-use crate::process::handshake::{HandshakeFailure, handshake};
 #[cfg(feature = "tracing")]
 use crate::process::launch::refused;
-use crate::process::launch::{Launched, Order, Report, copy, execute};
+use crate::process::launch::{HANG_UP_GRACE, Launched, Order, Report, copy, execute, last_words};
 use crate::process::listen::{Ears, Speaker};
 #[cfg(feature = "tracing")]
 use crate::process::listen::{Pipe, events_pipe};
@@ -32,18 +31,13 @@ use crate::process::streams::{Heard, Streams};
 use crate::process::template::Template;
 use crate::runtime::Crew;
 use crate::wire::mark::Token;
-use crate::wire::message::{Role, Welcome, message_limit};
+use crate::wire::message::{Role, Welcome};
 
 /// Starts that fail one after the other, while no worker runs, before the pool gives up.
 const START_ATTEMPTS: u32 = 5;
 /// The pause before the second start; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// What a process may take from hanging up to its end before it is killed.
-const HANG_UP_GRACE: Duration = Duration::from_millis(100);
-/// What the last words of a dead worker may take to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-
 /// What supervisors use and nobody else.
 #[derive(Debug)]
 pub(crate) struct Services {
@@ -290,7 +284,10 @@ impl Starting {
             max_frame_size: config.max_frame_size,
             tasks_per_worker: config.tasks_per_worker,
             // A copy of the template has that behind it.
-            initializer: config.initializer.clone().filter(|_| services.template.is_none()),
+            initializer: match (&services.template, &config.initializer) {
+                (None, Some((row, argument))) => Some((*row, argument.to_vec())),
+                _ => None,
+            },
             measures_memory: config.max_worker_memory.is_some(),
             stdout,
             limits,
@@ -357,77 +354,51 @@ async fn greet(
         process,
         memory,
     } = begun;
-    let Launched {
-        child,
-        connection,
-        control,
-        ledger,
-        heard: _,
-        greeting,
-    } = launched;
     let config = &shared.config;
-    let killer = child.killer();
-    let limit = message_limit(config.max_frame_size);
     let mut stop = shared.stop.subscribe();
-    let greeted = tokio::select! {
-        greeted = handshake(&connection, greeting, limit, config.start_timeout) => Some(greeted),
-        _ = stop.wait_for(|&stop| stop) => None,
-    };
-    let pid = child.pid();
-    match greeted {
-        Some(Ok((receiver, ready))) => {
-            memory.set_in_force(ready.memory);
+    let greeted = launched.greet(
+        config.max_frame_size,
+        config.start_timeout,
+        &mut stop,
+        &services.ears,
+        process,
+    );
+    match greeted.await {
+        Ok(greeted) => {
+            memory.set_in_force(greeted.ready.memory);
+            let child = greeted.child;
             let parts = Parts {
                 place,
                 number: worker,
-                pid,
+                pid: child.pid(),
                 process,
-                connection,
-                control,
-                receiver,
-                ledger,
-                killer,
+                connection: greeted.connection,
+                control: greeted.control,
+                receiver: greeted.receiver,
+                ledger: greeted.ledger,
+                killer: child.killer(),
                 memory,
                 spin: config.spin,
             };
             Ok((child, Arc::new(Link::new(parts))))
         }
-        Some(Err(error)) => {
-            // One that has hung up is about to end by itself, and how it does is what the error should say.
-            let ending = child.wait();
-            tokio::pin!(ending);
-            let status = match error.failure {
-                HandshakeFailure::End(_) => timeout(HANG_UP_GRACE, &mut ending).await.ok(),
-                _ => None,
-            };
-            let status = match status {
-                Some(status) => status,
-                None => {
-                    killer.kill();
-                    ending.await
-                }
-            };
-            let stderr = last_words(services, process).await;
-            let end = memory.cause(status, ledger.resident_at_end(), &stderr);
+        Err(failed) => {
+            let end = memory.cause(failed.status, failed.ledger.resident_at_end(), &failed.stderr);
             memory.bury().await;
+            let Some(error) = failed.error else {
+                return Err(BuildError::Closed);
+            };
             let report = Report {
                 program: config.program.path(),
                 start_timeout: config.start_timeout,
                 initializer: config.initializer.is_some().then(|| config.initializer_name()),
-                status,
-                stderr,
+                status: failed.status,
+                stderr: failed.stderr,
             };
             Err(match end {
                 Some(end) => report.starved(&format!("worker {worker}"), end),
                 None => report.error(error),
             })
-        }
-        None => {
-            killer.kill();
-            child.wait().await;
-            memory.bury().await;
-            services.ears.settle(process).await;
-            Err(BuildError::Closed)
         }
     }
 }
@@ -484,7 +455,7 @@ async fn run(shared: &Shared, services: &Services, child: Child, link: &Arc<Link
         }
     };
     link.close();
-    let words = last_words(services, link.process);
+    let words = last_words(&services.ears, link.process);
     // Where nothing went wrong nobody asks for them.
     let is_well = link.killer.has_obeyed(status) && link.ledger.started().is_empty();
     let stderr = if is_well { String::new() } else { words.await };
@@ -515,12 +486,6 @@ async fn kill_unless(
             ending.await
         }
     }
-}
-
-/// The last words of a dead worker. From here on nothing more is heard of it.
-fn last_words(services: &Services, process: u64) -> impl Future<Output = String> + use<> {
-    let words = services.ears.settle(process);
-    async { timeout(LAST_WORDS, words).await.unwrap_or_default() }
 }
 
 /// Ends the pool with the runtime that it was built on.

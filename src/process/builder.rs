@@ -473,7 +473,10 @@ impl ProcessBuilder {
             tasks_per_worker: 1,
             // A copy of the template has that behind it.
             initializer: match (self.start_method, &self.initializer) {
-                (StartMethod::Exec, Some(initializer)) => Some(initializer.clone().encoded()?),
+                (StartMethod::Exec, Some(initializer)) => {
+                    let (row, argument) = initializer.clone().encoded()?;
+                    Some((row, argument.to_vec()))
+                }
                 _ => None,
             },
             measures_memory: false,

@@ -9,7 +9,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::Interest;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::error::StartPhase;
 use crate::shared::watched::{Watched, watch};
@@ -17,7 +17,7 @@ use crate::task::table;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Hello, InitFailure, MAGIC, PROTOCOL, Ready, Welcome, kind};
-use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect};
+use crate::wire::transport::{Outbox, Received, Receiver, is_crowded, is_disconnect};
 
 /// Foreign bytes that may come before the magic.
 const MAX_FOREIGN: usize = 64 * 1024;
@@ -26,6 +26,9 @@ const QUOTED: usize = 256;
 /// Bytes that are read from one process before others get their turn: a socket that is filled as fast as it is emptied
 /// would keep the library's thread from everything else.
 pub(super) const TURN: u64 = 256 << 10;
+
+/// The pause before descriptors are sent again that had no room.
+pub(super) const CROWDED: Duration = Duration::from_millis(1);
 
 /// Why a process did not become a worker.
 #[derive(Debug)]
@@ -161,6 +164,10 @@ async fn greet(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // An argument that is larger than the socket's buffer.
                 wait_writable(&connection, deadline).await?;
+            }
+            // Nobody tells when there is room again.
+            Err(error) if is_crowded(&error) && Instant::now() < deadline => {
+                sleep_until(Instant::now() + CROWDED).await
             }
             // It may have said why before it hung up.
             Err(error) if is_disconnect(&error) => break,

@@ -7,17 +7,25 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::timeout;
+
 use super::child::Child;
-use super::handshake::{Greeting, HandshakeError, HandshakeFailure};
+use super::handshake::{Greeting, HandshakeError, HandshakeFailure, handshake};
+use super::listen::Ears;
 use super::spawn::{Line, Program, Spawned, spawn};
 use super::template::Template;
 use crate::error::{BuildError, StartPhase};
 use crate::memory::OutOfMemory;
 use crate::shared::ledger::Ledger;
 use crate::wire::frame::Outgoing;
-use crate::wire::message::{Failure, InitFailure, LimitOption, Welcome, kind};
-use crate::wire::transport::datagram_pair;
+use crate::wire::message::{Failure, InitFailure, LimitOption, Ready, Welcome, kind, message_limit};
+use crate::wire::transport::{Receiver, datagram_pair};
 
+/// What a process may take from hanging up to its end before it is killed.
+pub(crate) const HANG_UP_GRACE: Duration = Duration::from_millis(100);
+/// What the last words of a process that has ended may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The number of the one task of a process that gets no other.
 const TASK: u64 = 1;
 
@@ -148,6 +156,100 @@ pub(crate) fn refused(action: &'static str) -> impl FnOnce(io::Error) -> BuildEr
         action,
         source: Arc::new(error),
     }
+}
+
+/// A process that has said that it is ready.
+#[derive(Debug)]
+pub(crate) struct Greeted {
+    pub(crate) child: Child,
+    pub(crate) connection: Arc<OwnedFd>,
+    pub(crate) control: OwnedFd,
+    pub(crate) ledger: Ledger,
+    pub(crate) receiver: Receiver,
+    pub(crate) ready: Ready,
+}
+
+/// A process of which nothing came. It is buried.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// `None` where nobody wanted it any more.
+    pub(crate) error: Option<HandshakeError>,
+    pub(crate) ledger: Ledger,
+    pub(crate) status: Option<ExitStatus>,
+    /// Its last words.
+    pub(crate) stderr: String,
+}
+
+impl Launched {
+    /// Waits until the process is ready, or not wanted any more. `speaker` is its number at `ears`.
+    ///
+    /// Must run on the library's runtime.
+    pub(crate) async fn greet(
+        self,
+        max_frame_size: u64,
+        start_timeout: Duration,
+        unwanted: &mut watch::Receiver<bool>,
+        ears: &Ears,
+        speaker: u64,
+    ) -> Result<Greeted, Failed> {
+        let Self {
+            child,
+            connection,
+            control,
+            ledger,
+            heard: _,
+            greeting,
+        } = self;
+        let limit = message_limit(max_frame_size);
+        let greeted = tokio::select! {
+            greeted = handshake(&connection, greeting, limit, start_timeout) => Some(greeted),
+            _ = unwanted.wait_for(|&unwanted| unwanted) => None,
+        };
+        let error = match greeted {
+            Some(Ok((receiver, ready))) => {
+                return Ok(Greeted {
+                    child,
+                    connection,
+                    control,
+                    ledger,
+                    receiver,
+                    ready,
+                });
+            }
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        let killer = child.killer();
+        let ending = child.wait();
+        tokio::pin!(ending);
+        let status = match &error {
+            // It is about to end by itself, and how it does is what the error should say.
+            Some(HandshakeError {
+                failure: HandshakeFailure::End(_),
+                ..
+            }) => timeout(HANG_UP_GRACE, &mut ending).await.ok(),
+            _ => None,
+        };
+        let status = match status {
+            Some(status) => status,
+            None => {
+                killer.kill();
+                ending.await
+            }
+        };
+        Err(Failed {
+            error,
+            ledger,
+            status,
+            stderr: last_words(ears, speaker).await,
+        })
+    }
+}
+
+/// The last words of a process that has ended. From here on nothing more is heard of it.
+pub(crate) fn last_words(ears: &Ears, speaker: u64) -> impl Future<Output = String> + use<> {
+    let words = ears.settle(speaker);
+    async { timeout(LAST_WORDS, words).await.unwrap_or_default() }
 }
 
 /// What whoever starts a process is told when nothing came of it.

@@ -18,6 +18,7 @@ pub(crate) mod children;
 pub(crate) mod sentinel;
 pub(crate) mod identity;
 pub(crate) mod template;
+pub(crate) mod large_pages;
 pub(crate) mod output;
 pub(crate) mod streams;
 pub(crate) mod listen;

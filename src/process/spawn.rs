@@ -82,6 +82,15 @@ impl Environment {
         Ok(())
     }
 
+    /// What a variable will be.
+    pub(super) fn get(&self, key: &str) -> Option<OsString> {
+        match self.changes.iter().rev().find(|(changed, _)| changed == key) {
+            Some((_, value)) => value.clone(),
+            None if self.is_cleared => None,
+            None => std::env::var_os(key),
+        }
+    }
+
     fn apply(&self, command: &mut Command) {
         if self.is_cleared {
             command.env_clear();

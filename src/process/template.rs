@@ -4,6 +4,7 @@
 //! template, and it says hello over a connection of its own: to whoever waits for it, it is as if it had been executed.
 
 use std::collections::VecDeque;
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
@@ -11,33 +12,31 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
-use rustix::process::{Pid, setpgid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, setpgid, test_kill_process, waitid};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::child::Child;
-use super::handshake::{HandshakeFailure, handshake};
-use super::launch::{Launched, Order, Report, execute};
+use super::handshake::CROWDED;
+use super::large_pages;
+use super::launch::{Greeted, Order, Report, execute, last_words, refused};
 use super::listen::{Ears, Speaker};
 use super::output::Output;
 use super::spawn::Program;
 use super::streams::Streams;
-use crate::error::BuildError;
+use crate::error::{BuildError, StartPhase};
 use crate::runtime::{self, Crew};
 use crate::shared::ledger::Ledger;
 use crate::shared::watched::{self, Watched};
 use crate::task::encode;
 use crate::wire::codec::{self, message_bytes};
-use crate::wire::frame::{Message, Outgoing};
-use crate::wire::message::{Role, Welcome, Words, WorkerLimits, kind, message_limit};
-use crate::wire::transport::{Outbox, Received, Receiver};
-
-/// What the last words of a template may take to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-/// What a template may take from hanging up to its end before it is killed.
-const HANG_UP_GRACE: Duration = Duration::from_millis(100);
+use crate::wire::frame::Outgoing;
+use crate::wire::message::{LimitOption, Role, Welcome, Words, WorkerLimits, kind};
+use crate::wire::transport::{Outbox, Received, Receiver, is_crowded};
 
 /// What a template is made of.
 #[derive(Debug)]
@@ -46,7 +45,7 @@ pub(crate) struct Plan {
     pub(crate) name: String,
     pub(crate) program: Program,
     /// A row and an argument.
-    pub(crate) initializer: Option<(u32, Vec<u8>)>,
+    pub(crate) initializer: Option<(u32, Bytes)>,
     pub(crate) depth: u32,
     pub(crate) max_frame_size: u64,
     pub(crate) start_timeout: Duration,
@@ -215,7 +214,7 @@ impl Keeper {
             let ended = async {
                 match &self.running {
                     Some(template) => template.child.ended().await,
-                    None => std::future::pending().await,
+                    None => pending().await,
                 }
             };
             tokio::select! {
@@ -225,7 +224,8 @@ impl Keeper {
                 request = requests.recv() => return request,
             }
             if let Some(template) = self.running.take() {
-                self.lost = Some(self.bury(template).await);
+                let (status, stderr) = self.bury(template).await;
+                self.lost = Some(BuildError::TemplateLost { status, stderr });
             }
         }
     }
@@ -246,29 +246,27 @@ impl Keeper {
             depth: plan.depth,
             max_frame_size: plan.max_frame_size,
             tasks_per_worker: 1,
-            initializer: plan.initializer.clone(),
+            initializer: plan
+                .initializer
+                .as_ref()
+                .map(|(row, argument)| (*row, argument.to_vec())),
             measures_memory: false,
             stdout,
             limits: WorkerLimits::default(),
             words: Words::default(),
             spin: Duration::ZERO,
         };
+        let mut program = plan.program.clone();
+        large_pages::ask_for(&mut program.env);
         let order = Order {
-            program: plan.program.clone(),
+            program,
             label: plan.name.clone(),
             welcome,
             stderr,
             fds: stdout_fd.into_iter().collect(),
             message: None,
         };
-        let Launched {
-            child,
-            connection,
-            control,
-            ledger,
-            heard,
-            greeting,
-        } = match self.crew.run(move || execute(order)).await {
+        let launched = match self.crew.run(move || execute(order)).await {
             Some(launched) => launched?,
             // The thread that started it is gone, and the process with it.
             None => return Err(BuildError::Closed),
@@ -277,29 +275,24 @@ impl Keeper {
             number: plan.ears.number(),
             worker: 0,
             name: Some(plan.name.clone()),
-            pid: child.pid(),
-            ledger: heard,
+            pid: launched.child.pid(),
+            ledger: Arc::clone(&launched.heard),
             token: None,
         };
         heard_streams.listen(&plan.ears, &speaker);
-        let limit = message_limit(plan.max_frame_size);
-        let greeted = tokio::select! {
-            greeted = handshake(&connection, greeting, limit, plan.start_timeout) => Some(greeted),
-            _ = self.stopped.wait_for(|&stopped| stopped) => None,
-        };
-        let receiver = match greeted {
-            Some(Ok((receiver, _))) => receiver,
-            Some(Err(error)) => {
-                let ended = match error.failure {
-                    // It is about to end by itself, and how it does is what the error should say.
-                    HandshakeFailure::End(_) => timeout(HANG_UP_GRACE, child.ended()).await.is_ok(),
-                    _ => false,
+        let greeted = launched.greet(
+            plan.max_frame_size,
+            plan.start_timeout,
+            &mut self.stopped,
+            &plan.ears,
+            speaker.number,
+        );
+        let greeted = match greeted.await {
+            Ok(greeted) => greeted,
+            Err(failed) => {
+                let Some(error) = failed.error else {
+                    return Err(BuildError::Closed);
                 };
-                if !ended {
-                    child.killer().kill();
-                }
-                let (status, stderr) = self.last_words(child, speaker.number).await;
-                let plan = &self.plan;
                 let report = Report {
                     program: plan.program.path(),
                     start_timeout: plan.start_timeout,
@@ -307,18 +300,33 @@ impl Keeper {
                         .initializer
                         .as_ref()
                         .map(|(row, _)| encode::name(*row).to_owned()),
-                    status,
-                    stderr,
+                    status: failed.status,
+                    stderr: failed.stderr,
                 };
                 return Err(report.error(error));
             }
-            None => {
-                child.killer().kill();
-                self.last_words(child, speaker.number).await;
-                return Err(BuildError::Closed);
-            }
         };
-        match watched::watch(&connection, Interest::READABLE) {
+        let number = greeted.ledger.forked().load(Ordering::Acquire);
+        let watched = match number == u64::from(greeted.child.pid()) {
+            true => watched::watch(&greeted.connection, Interest::READABLE)
+                .map_err(refused("watch a template's connection")),
+            false => Err(BuildError::InvalidOption {
+                option: LimitOption::StartMethod.name(),
+                reason: format!(
+                    "{} starts the template instead of becoming it, so that copies would not be children of this \
+                     process",
+                    plan.program.path().display()
+                ),
+            }),
+        };
+        let Greeted {
+            child,
+            control,
+            ledger,
+            receiver,
+            ..
+        } = greeted;
+        match watched {
             Ok(connection) => {
                 self.running = Some(Running {
                     child,
@@ -332,25 +340,47 @@ impl Keeper {
             }
             Err(error) => {
                 child.killer().kill();
-                self.last_words(child, speaker.number).await;
-                Err(BuildError::Io {
-                    action: "watch a template's connection",
-                    source: Arc::new(error),
-                })
+                child.wait().await;
+                last_words(&plan.ears, speaker.number).await;
+                Err(error)
             }
         }
     }
 
-    /// Buries a template that has ended or is about to, and says what whoever wanted it is told.
-    async fn bury(&self, template: Running) -> BuildError {
-        let (status, stderr) = self.last_words(template.child, template.speaker).await;
-        BuildError::TemplateLost { status, stderr }
+    /// Ends a template that cannot be used any more, and says why there is no copy.
+    async fn give_up(&self, template: Running, loss: Loss, marker: String) -> BuildError {
+        template.child.killer().kill();
+        template.child.ended().await;
+        // What it may have made meanwhile is known all the same.
+        let number = template.ledger.forked().load(Ordering::Acquire);
+        if let Some(pid) = number_of(number)
+            && is_own(pid)
+            && let Ok(child) = adopt(pid, marker)
+        {
+            child.killer().kill();
+            child.wait().await;
+        }
+        let (status, stderr) = self.bury(template).await;
+        match loss {
+            Loss::Ended => BuildError::TemplateLost { status, stderr },
+            Loss::Late => BuildError::StartTimeout {
+                phase: StartPhase::Handshake,
+                timeout: self.plan.start_timeout,
+                first_bytes: Vec::new(),
+                stderr,
+            },
+            Loss::Foreign(pid) => refused("adopt a copy of the template")(io::Error::other(format!(
+                "process {} is not a child of this one",
+                pid.as_raw_pid()
+            ))),
+            Loss::Unwanted => BuildError::Closed,
+        }
     }
 
-    async fn last_words(&self, child: Child, speaker: u64) -> (Option<ExitStatus>, String) {
-        let status = child.wait().await;
-        let stderr = timeout(LAST_WORDS, self.plan.ears.settle(speaker)).await;
-        (status, stderr.unwrap_or_default())
+    /// Buries a template that has ended or is about to. How it ended, and its last words.
+    async fn bury(&self, template: Running) -> (Option<ExitStatus>, String) {
+        let status = template.child.wait().await;
+        (status, last_words(&self.plan.ears, template.speaker).await)
     }
 
     async fn serve(&mut self, request: Request) {
@@ -371,31 +401,23 @@ impl Keeper {
             copied.send(Err(BuildError::Closed)).ok();
             return;
         };
+        // Whatever is there from now on is this copy's.
+        template.ledger.forked().store(0, Ordering::Release);
         let copy = tokio::select! {
-            copy = timeout(self.plan.start_timeout, template.copy(connection, stderr, &marker)) => copy.ok(),
-            _ = self.stopped.wait_for(|&stopped| stopped) => None,
+            copy = template.copy(connection, stderr, &marker, self.plan.start_timeout) => copy,
+            _ = self.stopped.wait_for(|&stopped| stopped) => Err(Loss::Unwanted),
+        };
+        let copy = match copy {
+            Ok(Ok(pid)) if !is_own(pid) => Err(Loss::Foreign(pid)),
+            copy => copy,
         };
         let child = match copy {
-            Some(Ok(Ok(pid))) => adopt(pid, marker),
-            Some(Ok(Err(reason))) => Err(BuildError::Io {
-                action: "fork the template",
-                source: Arc::new(io::Error::other(reason)),
-            }),
-            Some(Err(_)) | None => {
-                // It does not answer. What it may have made meanwhile is known all the same.
+            Ok(copy) => copy.and_then(|pid| adopt(pid, marker)),
+            Err(loss) => {
                 let Some(template) = self.running.take() else {
                     return;
                 };
-                template.child.killer().kill();
-                template.child.ended().await;
-                let number = template.ledger.forked().load(Ordering::Acquire);
-                if let Some(pid) = number_of(number)
-                    && let Ok(child) = adopt(pid, marker)
-                {
-                    child.killer().kill();
-                    child.wait().await;
-                }
-                Err(self.bury(template).await)
+                Err(self.give_up(template, loss, marker).await)
             }
         };
         if let Err(Ok(child)) = copied.send(child) {
@@ -406,40 +428,73 @@ impl Keeper {
     }
 }
 
+/// Why a template cannot be used any more.
+#[derive(Debug)]
+enum Loss {
+    /// It hung up, or does not make sense.
+    Ended,
+    /// It does not answer.
+    Late,
+    /// What it calls its copy is not a child of this process.
+    Foreign(Pid),
+    /// Nobody wants another copy.
+    Unwanted,
+}
+
 impl Running {
-    /// Asks for a copy and gives its number, or why there is none. An error means that the template is lost.
+    /// Asks for a copy and gives its number, or why there is none.
     async fn copy(
         &mut self,
         connection: OwnedFd,
         stderr: OwnedFd,
         marker: &str,
-    ) -> io::Result<Result<Pid, String>> {
-        self.ledger.forked().store(0, Ordering::Release);
+        start_timeout: Duration,
+    ) -> Result<Result<Pid, BuildError>, Loss> {
         let mut bytes = Outgoing::buffer(64);
         message_bytes(&marker, &mut bytes);
         let mut outbox = Outbox::default();
         outbox.push(Outgoing::new(kind::FORK, bytes, vec![connection, stderr]), 0);
-        // There is room, for nothing else is on its way.
-        outbox.write(self.connection.get_ref().as_fd(), SendFlags::DONTWAIT)?;
-        let answer = self.receive().await?;
-        if answer.kind != kind::FORKED {
-            return Err(io::ErrorKind::InvalidData.into());
+        let late = timeout(start_timeout, pending::<()>());
+        tokio::pin!(late);
+        tokio::select! {
+            asked = self.ask(&mut outbox) => asked?,
+            // The template has not been asked, and is as good as ever.
+            _ = &mut late => {
+                return Ok(Err(refused("send descriptors to a template")(Errno::TOOMANYREFS.into())));
+            }
         }
-        let copied: Result<u32, String> =
-            codec::decode(&answer.body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        match copied.map(|number| number_of(u64::from(number))) {
+        let answer = tokio::select! {
+            answer = self.answer() => answer.map_err(|_| Loss::Ended)?,
+            _ = &mut late => return Err(Loss::Late),
+        };
+        match answer.map(|number| number_of(u64::from(number))) {
             Ok(Some(pid)) => Ok(Ok(pid)),
-            Ok(None) => Err(io::ErrorKind::InvalidData.into()),
-            Err(reason) => Ok(Err(reason)),
+            Ok(None) => Err(Loss::Ended),
+            Err(reason) => Ok(Err(refused("fork the template")(io::Error::other(reason)))),
         }
     }
 
-    async fn receive(&mut self) -> io::Result<Message> {
+    async fn ask(&self, outbox: &mut Outbox<Outgoing>) -> Result<(), Loss> {
         loop {
-            match self.receiver.next() {
-                Ok(Some(message)) => return Ok(message),
-                Ok(None) => {}
-                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())),
+            // There is room for the bytes, for nothing else is on its way.
+            match outbox.write(self.connection.get_ref().as_fd(), SendFlags::DONTWAIT) {
+                Ok(()) => return Ok(()),
+                Err(error) if is_crowded(&error) => sleep_until(Instant::now() + CROWDED).await,
+                Err(_) => return Err(Loss::Ended),
+            }
+        }
+    }
+
+    /// The number of a copy, or the template's own error.
+    async fn answer(&mut self) -> io::Result<Result<u32, String>> {
+        let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+        loop {
+            match self.receiver.next().map_err(|error| invalid(error.to_string()))? {
+                Some(answer) if answer.kind == kind::FORKED => {
+                    return codec::decode(&answer.body).map_err(invalid);
+                }
+                Some(other) => return Err(invalid(format!("message kind {}", other.kind))),
+                None => {}
             }
             match self
                 .receiver
@@ -454,16 +509,47 @@ impl Running {
     }
 }
 
+/// Whether a process is a child of this one, or was and is gone: nobody else is adopted, signalled or waited for. A
+/// template in a namespace of its own has other numbers for its copies, and a process that is not this one's child leaves
+/// them to its own parent.
+fn is_own(pid: Pid) -> bool {
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match waitid(WaitId::Pid(pid), look) {
+        // The host program ignores SIGCHLD, or waits for any child.
+        Err(Errno::CHILD) => test_kill_process(pid) == Err(Errno::SRCH),
+        _ => true,
+    }
+}
+
 /// A copy by its number, as a child of this process.
 fn adopt(pid: Pid, marker: String) -> Result<Child, BuildError> {
     // It does so itself; whoever comes first.
     setpgid(Some(pid), Some(pid)).ok();
-    Child::copied(pid, marker).map_err(|error| BuildError::Io {
-        action: "watch a process",
-        source: Arc::new(error),
-    })
+    Child::copied(pid, marker).map_err(refused("watch a process"))
 }
 
 fn number_of(number: u64) -> Option<Pid> {
     Pid::from_raw(i32::try_from(number).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use rustix::process::getpid;
+
+    use super::*;
+
+    #[test]
+    fn nobody_elses_process_is_adopted() {
+        assert!(!is_own(getpid()));
+        assert!(!is_own(Pid::INIT));
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert!(is_own(pid));
+        child.stdin.take();
+        assert!(child.wait().unwrap().success());
+        // It is gone.
+        assert!(is_own(pid));
+    }
 }

@@ -1,4 +1,4 @@
-//! A variable of this process's own environment, changed where the system looks for it.
+//! Variables of this process's own environment, changed while it has a single thread.
 
 #![expect(unsafe_code, reason = "the environment is the C library's, and raw memory")]
 
@@ -6,6 +6,20 @@ use std::ffi::{CStr, c_char};
 
 unsafe extern "C" {
     static mut environ: *const *mut c_char;
+}
+
+/// Sets the variable `name`, or removes it. `false` where there is more than one thread.
+pub(crate) fn set(name: &str, value: Option<&str>) -> bool {
+    if super::fork::threads() != Some(1) {
+        return false;
+    }
+    match value {
+        // SAFETY: there is one thread, this one, and nobody else reads the environment.
+        Some(value) => unsafe { std::env::set_var(name, value) },
+        // SAFETY: as above.
+        None => unsafe { std::env::remove_var(name) },
+    }
+    true
 }
 
 /// Gives the variable `name` another value of the same length, in place: so that others see it in

@@ -10,11 +10,11 @@
 
 use std::ffi::{c_int, c_long};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
 
-use rustix::process::{Signal, getpid};
+use rustix::fs::stat;
+use rustix::process::getpid;
 use rustix::thread::get_clear_child_tid_address;
 
 const CLONE_PARENT: c_long = 0x8000;
@@ -26,15 +26,14 @@ const SYS_CLONE: c_long = 56;
 #[cfg(target_arch = "aarch64")]
 const SYS_CLONE: c_long = 220;
 
-const F_SETOWN: c_int = 8;
-const F_SETSIG: c_int = 10;
-const F_GETFL: c_int = 3;
-const F_SETFL: c_int = 4;
-const O_ASYNC: c_int = 0x2000;
+const OBSTACLE: &str = if cfg!(target_env = "gnu") {
+    "the kernel does not tell where the number of a thread is kept (PR_GET_TID_ADDRESS)"
+} else {
+    "it takes glibc"
+};
 
 unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
-    fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn fflush(stream: *mut std::ffi::c_void) -> c_int;
 }
 
@@ -48,8 +47,20 @@ pub(crate) enum Side {
 }
 
 /// The threads of this process; `None` where that cannot be seen.
-pub(crate) fn threads() -> Option<usize> {
-    std::fs::read_dir("/proc/self/task").ok().map(Iterator::count)
+pub(crate) fn threads() -> Option<u64> {
+    // Each has a directory there, which is a link; two are the directory's own. To list them takes ten times as long.
+    stat("/proc/self/task").ok()?.st_nlink.checked_sub(2)
+}
+
+/// What keeps this process from being copied, however many threads it has.
+///
+/// The C library keeps the thread's number in memory, in glibc at the very place that the kernel clears at its end. Where
+/// nobody tells that place, a copy would take itself for its original.
+pub(crate) fn obstacle() -> Option<&'static str> {
+    match own_number() {
+        Some(_) => None,
+        None => Some(OBSTACLE),
+    }
 }
 
 /// Copies this process, which has a single thread, into a new child of its parent. The kernel writes the copy's number
@@ -59,7 +70,8 @@ pub(crate) fn threads() -> Option<usize> {
 ///
 /// # Errors
 ///
-/// There is more than one thread, or that cannot be seen; the system has no room for another process.
+/// There is more than one thread, or that cannot be seen; there is an [`obstacle`]; the system has no room for another
+/// process.
 pub(crate) fn sibling(number: &AtomicU64) -> io::Result<Side> {
     match threads() {
         Some(1) => {}
@@ -70,17 +82,11 @@ pub(crate) fn sibling(number: &AtomicU64) -> io::Result<Side> {
             ));
         }
     }
+    let place = own_number().ok_or_else(|| io::Error::other(OBSTACLE))?.as_ptr();
     // Buffers of C code would be written out by both.
     // SAFETY: a null pointer means all streams.
     unsafe { fflush(ptr::null_mut()) };
-    // The C library keeps the thread's number in memory, at the place that the kernel clears at its end: in glibc it is
-    // one and the same. Where the kernel does not tell that place, a copy has the original's number there, which
-    // matters to few.
-    let place = own_number().map_or(ptr::null_mut(), NonNull::as_ptr);
-    let mut flags = CLONE_PARENT | CLONE_PARENT_SETTID;
-    if !place.is_null() {
-        flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
-    }
+    let flags = CLONE_PARENT | CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
     let nowhere = ptr::null_mut::<c_int>();
     // The low half of a word, for the number is positive and the machine little endian.
     let number = number.as_ptr();
@@ -114,19 +120,30 @@ fn own_number() -> Option<NonNull<c_int>> {
     (kept == getpid().as_raw_pid()).then_some(place)
 }
 
-/// Has the kernel kill this process's group when the other end of `connection`, over which nothing ever comes, is
-/// closed: for one that has a single thread, which is busy.
-pub(crate) fn end_with(connection: impl AsFd) -> io::Result<()> {
-    let fd = connection.as_fd().as_raw_fd();
-    let set = |command, value: c_int| {
-        // SAFETY: the descriptor is open, and these commands take a number.
-        match unsafe { fcntl(fd, command, value) } {
-            -1 => Err(io::Error::last_os_error()),
-            result => Ok(result),
-        }
-    };
-    set(F_SETSIG, Signal::KILL.as_raw())?;
-    set(F_SETOWN, -getpid().as_raw_pid())?;
-    let flags = set(F_GETFL, 0)?;
-    set(F_SETFL, flags | O_ASYNC).map(drop)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_several_threads_is_not_copied() {
+        // Tests may run on the first thread, and alone.
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || stopped.recv().unwrap_err());
+        let listed = std::fs::read_dir("/proc/self/task").unwrap().count();
+        assert!(listed >= 2 && threads().is_some_and(|threads| threads >= 2));
+        let number = AtomicU64::new(0);
+        let error = sibling(&number).unwrap_err();
+        assert!(error.to_string().contains("threads"), "{error}");
+        assert_eq!(number.into_inner(), 0);
+        drop(stop);
+        other.join().unwrap();
+    }
+
+    #[test]
+    fn where_the_number_of_the_thread_is_not_known_there_is_an_obstacle() {
+        // On a thread other than the first the place has another number.
+        std::thread::spawn(|| assert!(obstacle().is_some()))
+            .join()
+            .unwrap();
+    }
 }

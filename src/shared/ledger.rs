@@ -19,7 +19,7 @@
 //! word 10    up to where replies have been delivered, and whose turn it is, see `delivery`
 //! word 11    how often the parent has sent something
 //! word 12    the highest id among those that were revoked
-//! word 13    the number of the process that was forked last, where this one forks
+//! word 13    the number of the process that was forked last, where this one forks; before that its own
 //! word 16 …  three words for each lane: the id of the task that runs there (0: none), the element it is at, and
 //!            since when
 //! then       ids of the tasks that the parent revoked last
@@ -198,7 +198,7 @@ impl Ledger {
         self.word(LISTENS).load(Ordering::Relaxed) != 0
     }
 
-    /// Where the number of a process that is forked is put down.
+    /// Where the number of a process that is forked is put down, and before that its own.
     pub(crate) fn forked(&self) -> &AtomicU64 {
         self.word(FORKED)
     }

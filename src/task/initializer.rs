@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,7 +33,7 @@ impl<E: fmt::Display> InitializerOutcome for Result<(), E> {
 #[derive(Clone, Debug)]
 pub(crate) struct Initializer {
     row: u32,
-    argument: Result<Vec<u8>, String>,
+    argument: Result<Bytes, String>,
 }
 
 impl Initializer {
@@ -45,15 +46,15 @@ impl Initializer {
         let row = entry::blocking::<F, _, _, _>(&move |argument: A| initializer(argument).into_outcome());
         let mut bytes = Vec::new();
         let argument = match codec::encode(argument, &mut bytes, u64::MAX).map_err(|error| *error) {
-            Ok(()) => Ok(bytes),
+            Ok(()) => Ok(bytes.into()),
             Err(EncodeError::Refused(message)) => Err(message),
             Err(EncodeError::TooLarge { limit }) => Err(format!("over {limit} bytes")),
         };
         Self { row, argument }
     }
 
-    /// The row and the argument's bytes, if it could be encoded.
-    pub(crate) fn encoded(self) -> Result<(u32, Vec<u8>), BuildError> {
+    /// The row and the argument's bytes, which are shared, if it could be encoded.
+    pub(crate) fn encoded(self) -> Result<(u32, Bytes), BuildError> {
         let argument = self.argument.map_err(|message| BuildError::Encode { message })?;
         Ok((self.row, argument))
     }

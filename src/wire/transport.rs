@@ -454,5 +454,11 @@ pub(crate) fn is_disconnect(error: &io::Error) -> bool {
     )
 }
 
+/// Whether nothing was sent because too many descriptors are on their way between processes of this user: those that
+/// they are for are busy, and will take them.
+pub(crate) fn is_crowded(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error())
+}
+
 #[cfg(test)]
 mod tests;

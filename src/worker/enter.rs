@@ -114,9 +114,13 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let Some(message) = receive(&connection, &mut receiver)? else {
         return Ok(End::Exit(0));
     };
-    let mut fds = message.fds;
-    let welcome: Welcome = codec::decode(&message.body).map_err(invalid)?;
-    if message.kind != kind::WELCOME || fds.len() < WELCOME_FDS {
+    let Message {
+        kind, body, mut fds, ..
+    } = message;
+    let mut welcome: Welcome = codec::decode(&body).map_err(invalid)?;
+    // It holds the initializer's argument, which may be large.
+    drop(body);
+    if kind != kind::WELCOME || fds.len() < WELCOME_FDS {
         return Err(invalid("the parent did not say welcome"));
     }
     let mut others = fds.drain(WELCOME_FDS..);
@@ -151,7 +155,7 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
             &mut receiver,
             &ledger,
             control,
-            welcome.initializer.as_ref(),
+            welcome.initializer.take(),
         )?;
         return Ok(copied.map_or(End::Exit(0), End::Copied));
     }
@@ -159,7 +163,7 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         set_child_subreaper(None).ok();
     }
     receiver.set_limit(message_limit(welcome.max_frame_size));
-    let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin));
+    let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin)?);
     let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
@@ -182,12 +186,13 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         None
     };
 
+    let initializer = welcome.initializer.take();
     let prepare = || -> Result<Ready, InitFailure> {
         let ready = limits::apply(&welcome.limits, &replies)?;
-        if let Some((row, argument)) = &welcome.initializer {
+        if let Some((row, argument)) = initializer {
             let _running = memory::running();
             adopted::tasks_run(true);
-            initialize(*row, argument)?;
+            initialize(row, &argument)?;
         }
         Ok(ready)
     };
@@ -247,19 +252,16 @@ fn send_hello(connection: &OwnedFd) -> io::Result<u64> {
     };
     let mut bytes = Outgoing::buffer(128);
     message_bytes(&hello, &mut bytes);
-    let mut magic = &MAGIC[..];
-    while !magic.is_empty() {
-        let sent = send(
-            connection.as_fd(),
-            &[IoSlice::new(magic)],
-            &[],
-            SendFlags::empty(),
-        )?;
-        magic = &magic[sent..];
-    }
     let hello = Outgoing::new(kind::HELLO, bytes, Vec::new());
     let length = hello.wire_length();
-    say(connection, hello)?;
+    // In one piece, so that the parent is woken once.
+    let mut said = MAGIC.to_vec();
+    hello.append_single(0, &mut said);
+    let mut rest = &said[..];
+    while !rest.is_empty() {
+        let sent = send(connection.as_fd(), &[IoSlice::new(rest)], &[], SendFlags::empty())?;
+        rest = &rest[sent..];
+    }
     Ok(length)
 }
 

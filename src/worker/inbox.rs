@@ -57,19 +57,21 @@ pub(super) enum Next {
 
 impl Inbox {
     /// A task that may come soon is looked for so long before this process sleeps.
-    pub(super) fn new(connection: OwnedFd, receiver: Receiver, spin: Duration) -> Self {
-        let waiting = Waiting {
+    /// With what `receiver` has brought and nobody has taken.
+    pub(super) fn new(connection: OwnedFd, receiver: Receiver, spin: Duration) -> io::Result<Self> {
+        let mut waiting = Waiting {
             receiver,
             tasks: VecDeque::new(),
             contexts: HashMap::new(),
             shutdown: false,
             recalls: 0,
         };
-        Self {
+        waiting.take()?;
+        Ok(Self {
             connection,
             waiting: Mutex::new(waiting),
             looks: Mutex::new(Looks::new(spin)),
-        }
+        })
     }
 
     /// The next task, which counts as started in `lane` from here on.
@@ -147,6 +149,12 @@ impl Inbox {
 impl Waiting {
     fn receive(&mut self, connection: BorrowedFd<'_>) -> io::Result<Received> {
         let received = self.receiver.receive(connection, RecvFlags::DONTWAIT)?;
+        self.take()?;
+        Ok(received)
+    }
+
+    /// Takes the messages that the receiver has.
+    fn take(&mut self) -> io::Result<()> {
         while let Some(message) = self
             .receiver
             .next()
@@ -174,6 +182,6 @@ impl Waiting {
                 }
             }
         }
-        Ok(received)
+        Ok(())
     }
 }

@@ -1,22 +1,31 @@
 //! A template: it runs the initializer once, and is then copied, warm, as often as the parent wants.
 //!
-//! It has a single thread all its life, for what else would run, or hold a lock, does not exist in a copy. So nobody
-//! watches the parent while the initializer runs: the kernel does.
+//! It has a single thread when it is copied, for what else would run, or hold a lock, does not exist in a copy. While the
+//! initializer runs there is a second one, which watches the parent.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::setpgid;
 
 use super::enter::{initialize, invalid, receive, say};
-use super::stdio;
+use super::{stdio, watch};
 use crate::init::MARKER;
+use crate::process::large_pages;
 use crate::shared::ledger::Ledger;
 use crate::shared::{environment, fork};
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{InitFailure, LimitOption, Ready, kind};
 use crate::wire::transport::Receiver;
+
+/// What threads of the initializer's may take to end when it has returned.
+const LONGEST_END: Duration = Duration::from_secs(1);
+/// The pause between two looks at them.
+const LOOKS_AGAIN: Duration = Duration::from_millis(1);
 
 /// Runs the initializer, and copies this process until the parent wants no more. In a copy: its connection.
 ///
@@ -26,19 +35,21 @@ pub(super) fn serve(
     receiver: &mut Receiver,
     ledger: &Ledger,
     control: OwnedFd,
-    initializer: Option<&(u32, Vec<u8>)>,
+    initializer: Option<(u32, Vec<u8>)>,
 ) -> io::Result<Option<OwnedFd>> {
-    fork::end_with(&control)?;
     let mut bytes = Outgoing::buffer(64);
-    if let Err(failure) = prepare(initializer) {
+    if let Err(failure) = prepare(control, initializer) {
         message_bytes(&failure, &mut bytes);
         say(connection, Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()))?;
         return Ok(None);
     }
+    // The parent looks whether that is the process that it has started: copies are children of whoever did that.
+    ledger
+        .forked()
+        .store(u64::from(std::process::id()), Ordering::Release);
     message_bytes(&Ready { memory: None }, &mut bytes);
     say(connection, Outgoing::new(kind::READY, bytes, Vec::new()))?;
-    // From here on the end of the connection is seen as soon as it comes, and what was started is ended with care.
-    drop(control);
+    // From here on the end of the connection is seen as soon as it comes.
     while let Some(Message { kind, body, fds, .. }) = receive(connection, receiver)? {
         if kind == kind::SHUTDOWN {
             break;
@@ -67,22 +78,40 @@ pub(super) fn serve(
 }
 
 /// Runs the initializer, which must leave a single thread.
-fn prepare(initializer: Option<&(u32, Vec<u8>)>) -> Result<(), InitFailure> {
-    if let Some((row, argument)) = initializer {
-        initialize(*row, argument)?;
-    }
-    let threads = match fork::threads() {
-        Some(1) => return Ok(()),
-        Some(threads) => format!(
-            "the template has {threads} threads when its initializer has run, and can be forked with a single one: \
-             a lock that another holds would be held for ever in the copy"
-        ),
-        None => "without /proc nobody can tell how many threads the template has".to_owned(),
+fn prepare(control: OwnedFd, initializer: Option<(u32, Vec<u8>)>) -> Result<(), InitFailure> {
+    let refused = |reason| {
+        Err(InitFailure::Limit {
+            option: LimitOption::StartMethod,
+            reason,
+        })
     };
-    Err(InitFailure::Limit {
-        option: LimitOption::StartMethod,
-        reason: threads,
-    })
+    if let Some(obstacle) = fork::obstacle() {
+        return refused(format!("this process cannot be forked: {obstacle}"));
+    }
+    large_pages::forget();
+    if let Some((row, argument)) = initializer {
+        let watch = watch::while_busy(control).map_err(|error| InitFailure::Setup(error.to_string()))?;
+        let initialized = initialize(row, &argument);
+        watch.end();
+        initialized?;
+    }
+    let began = Instant::now();
+    loop {
+        match fork::threads() {
+            Some(1) => return Ok(()),
+            // One that has been waited for may take a moment until it is gone, in a scope more than that.
+            Some(2..) if began.elapsed() < LONGEST_END => thread::park_timeout(LOOKS_AGAIN),
+            Some(threads) => {
+                return refused(format!(
+                    "the template has {threads} threads when its initializer has run, and can be forked with a \
+                     single one: a lock that another holds would be held for ever in the copy"
+                ));
+            }
+            None => {
+                return refused("without /proc nobody can tell how many threads the template has".to_owned());
+            }
+        }
+    }
 }
 
 /// The first steps of a copy: what a process that is executed has from the start.

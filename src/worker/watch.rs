@@ -20,7 +20,7 @@ use super::serve::{Aborts, give_back};
 use super::stdio;
 use crate::wire::codec;
 use crate::wire::message::Control;
-use crate::wire::transport::is_disconnect;
+use crate::wire::transport::{datagram_pair, is_disconnect};
 
 const STACK: usize = 256 * 1024;
 
@@ -62,6 +62,47 @@ pub(super) fn start(
             ))
         })?;
     Ok(())
+}
+
+/// Watches the parent for as long as this thread is busy.
+#[derive(Debug)]
+pub(super) struct WhileBusy {
+    /// The watcher returns when this is closed.
+    stop: OwnedFd,
+    watcher: thread::JoinHandle<()>,
+}
+
+/// Starts a watcher that ends this process with all that it started when the other end of `control` is closed.
+pub(super) fn while_busy(control: OwnedFd) -> io::Result<WhileBusy> {
+    let (stop, stopped) = datagram_pair()?;
+    let watcher = thread::Builder::new()
+        .name("procession-watch".to_owned())
+        .stack_size(STACK)
+        .spawn(move || {
+            loop {
+                let mut fds = [
+                    PollFd::new(&control, PollFlags::RDHUP),
+                    PollFd::new(&stopped, PollFlags::RDHUP),
+                ];
+                // That it cannot watch is as good as the parent's end: nobody else does.
+                if !matches!(poll(&mut fds, None), Ok(_) | Err(Errno::INTR)) || !fds[0].revents().is_empty() {
+                    die();
+                }
+                if !fds[1].revents().is_empty() {
+                    return;
+                }
+            }
+        })?;
+    Ok(WhileBusy { stop, watcher })
+}
+
+impl WhileBusy {
+    /// Ends the watcher, and waits for its end.
+    pub(super) fn end(self) {
+        drop(self.stop);
+        // It does not panic.
+        self.watcher.join().ok();
+    }
 }
 
 /// The process that made the connection, if that is what started this one. The connection alone would not tell of its

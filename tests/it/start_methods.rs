@@ -3,13 +3,22 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use std::time::Duration;
+
 use procession::{
-    BuildError, Output, Pool, PoolBuilder, Process, ProcessBuilder, ProcessErrorKind, StartMethod,
+    BuildError, Fd, Output, Pool, PoolBuilder, Process, ProcessBuilder, ProcessErrorKind, StartMethod,
 };
-use rustix::process::Signal;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
+    socketpair,
+};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::fuse::{eventually, within};
-use crate::scene::{children, exists, gone, pid, pids, signal};
+use crate::gate::{gate, wait_at};
+use crate::scene::{
+    Scratch, alone, append, children, descriptors, exists, gone, pid, pids, program, runtime, signal,
+};
 
 fn warm() -> ProcessBuilder {
     Process::builder()
@@ -71,8 +80,9 @@ async fn the_initializer_runs_once_for_all_processes() {
 
 #[tokio::test]
 async fn copies_are_children_of_this_process_with_groups_of_their_own() {
+    let (mut gate, theirs) = gate();
     let process = within(warm().spawn(
-        |_: ()| {
+        |gate: Fd| {
             let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
             // Behind the state and the parent.
             let group: u32 = stat[stat.rfind(')').unwrap()..]
@@ -82,16 +92,18 @@ async fn copies_are_children_of_this_process_with_groups_of_their_own() {
                 .parse()
                 .unwrap();
             let parent = rustix::process::getppid().unwrap().as_raw_pid().cast_unsigned();
+            wait_at(gate);
             let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
-            std::thread::spawn(|| ()).join().unwrap();
             (group, parent, threads)
         },
-        (),
+        theirs,
     ))
     .await
     .unwrap();
     let pid = process.pid();
+    assert_eq!(gate.entered(), pid);
     assert!(children().contains(&pid));
+    gate.open();
     let (group, parent, threads) = within(process.join()).await.unwrap();
     assert_eq!((group, parent), (pid, std::process::id()));
     assert!(threads >= 2, "it has a watcher: {threads}");
@@ -258,16 +270,22 @@ async fn a_pool_survives_the_loss_of_its_template() {
     within(pool.join()).await.unwrap();
 }
 
-#[tokio::test]
+/// Initializer: says which process it is in, and never ends.
+fn park_here(path: String) {
+    append((path, std::process::id().to_string()));
+    park(());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pool_ends_with_a_template_that_is_still_at_it() {
-    let builder = warm_pool(2).initializer(park, ());
-    let building = tokio::spawn(builder.build());
-    let before = children();
-    eventually("the template is there", || {
-        !children().is_empty() || !before.is_empty()
-    });
+    let scratch = Scratch::new();
+    let building = tokio::spawn(warm_pool(2).initializer(park_here, scratch.path()).build());
+    eventually("the template is there", || !scratch.lines().is_empty());
+    let template = scratch.lines()[0].parse().unwrap();
+    assert!(exists(template));
     building.abort();
     building.await.unwrap_err();
+    gone(template);
 }
 
 #[tokio::test]
@@ -291,10 +309,14 @@ async fn what_a_copy_starts_ends_with_it() {
     eventually("it has a session of its own", || {
         std::fs::read_to_string(format!("/proc/{strays}/comm")).is_ok_and(|name| name == "sleep\n")
     });
+    let others: Vec<u32> = pids(&pool).into_iter().filter(|&pid| pid != worker).collect();
     signal(worker, Signal::KILL);
     gone(strays);
+    eventually("it is replaced", || {
+        pids(&pool).len() == 2 && !pids(&pool).contains(&worker)
+    });
     // The other worker, a copy of the same template, lives on.
-    assert_eq!(within(pool.apply(|x: u64| x + 1, 1)).await.unwrap(), 2);
+    assert!(others.len() == 1 && pids(&pool).contains(&others[0]) && exists(others[0]));
 }
 
 #[tokio::test]
@@ -315,4 +337,366 @@ async fn what_the_initializer_printed_is_printed_once() {
     let mut all: Vec<String> = (0..3).map(|_| crate::fuse::receive(&printed)).collect();
     all.sort();
     assert_eq!(all, ["copy 0", "copy 1", "half a line, "]);
+}
+
+#[tokio::test]
+async fn a_copy_has_the_descriptors_that_an_executed_process_has() {
+    /// Task: what its descriptors refer to, but for what tells one of a kind from another.
+    fn kinds(_: ()) -> Vec<String> {
+        eventually("the watcher watches the parent", || {
+            descriptors().iter().any(|line| line.contains("pidfd"))
+        });
+        let mut kinds: Vec<String> = descriptors()
+            .iter()
+            .map(|line| {
+                let (_, target) = line.split_once(' ').unwrap();
+                let kind = target.split_once(":[").map_or(target, |(kind, _)| kind);
+                kind.to_owned()
+            })
+            .collect();
+        kinds.sort();
+        kinds
+    }
+    let told = async |builder: ProcessBuilder| {
+        let builder = builder.stdout(Output::null()).stderr(Output::null());
+        let mut told = Vec::new();
+        // Of a template that has made one already.
+        for _ in 0..2 {
+            let process = within(builder.spawn(kinds, ())).await.unwrap();
+            told.push(within(process.join()).await.unwrap());
+        }
+        told
+    };
+    let executed = told(Process::builder()).await;
+    assert_eq!(told(warm()).await, executed);
+    let pool = within(warm_pool(1).build()).await.unwrap();
+    let of_pool = within(pool.apply(kinds, ())).await.unwrap();
+    let pool = Pool::builder()
+        .workers(1)
+        .stdout(Output::null())
+        .stderr(Output::null());
+    let pool = within(pool.build()).await.unwrap();
+    assert_eq!(of_pool, within(pool.apply(kinds, ())).await.unwrap());
+}
+
+#[test]
+fn a_thousand_starts_leave_nothing() {
+    alone("start_methods::a_thousand_starts_leave_nothing", || {
+        runtime().block_on(async {
+            // Once, for what is made once and kept.
+            let piped = || {
+                Process::builder()
+                    .start_method(StartMethod::ForkServer)
+                    .stdout(Output::lines(|_| ()))
+            };
+            within(within(piped().spawn(|_: ()| (), ())).await.unwrap().join())
+                .await
+                .unwrap();
+            eventually("no child", || children().is_empty());
+            let mut before = Vec::new();
+            eventually("descriptors are at rest", || {
+                let now = descriptors();
+                std::mem::replace(&mut before, now) == before
+            });
+            let builder = piped();
+            let starters: Vec<_> = (0..4)
+                .map(|_| {
+                    let builder = builder.clone();
+                    tokio::spawn(async move {
+                        for n in 0..250_u32 {
+                            let process = within(builder.spawn(|n: u32| n + 1, n)).await.unwrap();
+                            // Every third one is nobody's from here on.
+                            if n % 3 != 0 {
+                                assert_eq!(within(process.join()).await.unwrap(), n + 1);
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for starter in starters {
+                within(starter).await.unwrap();
+            }
+            drop(builder);
+            eventually("no child", || children().is_empty());
+            eventually("descriptors are back", || descriptors() == before);
+        });
+    });
+}
+
+#[tokio::test]
+async fn a_template_ends_with_its_builder_and_not_with_its_processes() {
+    let (mut gate, theirs) = gate();
+    let scratch = Scratch::new();
+    let say = |path| append((path, std::process::id().to_string()));
+    let process = within(warm().initializer(say, scratch.path()).spawn(wait_at, theirs))
+        .await
+        .unwrap();
+    // The builder was a temporary.
+    gone(scratch.lines()[0].parse().unwrap());
+    assert_eq!(gate.entered(), process.pid());
+    gate.open();
+    within(process.join()).await.unwrap();
+}
+
+#[test]
+fn a_template_that_is_killed_at_any_moment_costs_no_process() {
+    alone(
+        "start_methods::a_template_that_is_killed_at_any_moment_costs_no_process",
+        || {
+            runtime().block_on(async {
+                let scratch = Scratch::new();
+                let builder = warm().initializer(
+                    |path| append((path, std::process::id().to_string())),
+                    scratch.path(),
+                );
+                let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+                let (mut started, mut lost) = (0, 0);
+                for _ in 0..60 {
+                    let starts =
+                        futures::future::join_all((0..4_u32).map(|n| builder.spawn(|n: u32| n + 1, n)));
+                    let template = scratch
+                        .lines()
+                        .last()
+                        .and_then(|line| Pid::from_raw(line.parse().unwrap()));
+                    seed ^= seed << 13;
+                    seed ^= seed >> 7;
+                    seed ^= seed << 17;
+                    let moment = Duration::from_micros(seed % 3000);
+                    let killer = std::thread::spawn(move || {
+                        std::thread::sleep(moment);
+                        if let Some(template) = template {
+                            // It may have been buried.
+                            kill_process(template, Signal::KILL).ok();
+                        }
+                    });
+                    for (n, start) in (0..).zip(within(starts).await) {
+                        match start {
+                            // What has been started is as any other.
+                            Ok(process) => assert_eq!(within(process.join()).await.unwrap(), n + 1),
+                            Err(error) => {
+                                lost += 1;
+                                let error = error.start_error().unwrap();
+                                assert!(
+                                    matches!(
+                                        error,
+                                        BuildError::TemplateLost { .. } | BuildError::Initializer { .. }
+                                    ),
+                                    "{error:?}"
+                                );
+                                continue;
+                            }
+                        }
+                        started += 1;
+                    }
+                    killer.join().unwrap();
+                }
+                assert!(started > 0 && lost > 0, "{started} started, {lost} lost");
+                drop(builder);
+                eventually("no child", || children().is_empty());
+            });
+        },
+    );
+}
+
+#[tokio::test]
+async fn a_template_that_does_not_answer_is_a_timeout() {
+    let builder = warm()
+        .initializer(load, "x".to_owned())
+        .start_timeout(Duration::from_secs(2));
+    let process = within(builder.spawn(loaded, ())).await.unwrap();
+    let (_, template, _) = within(process.join()).await.unwrap();
+    signal(template, Signal::STOP);
+    let error = within(builder.spawn(loaded, ())).await.unwrap_err();
+    assert!(
+        matches!(error.start_error(), Some(BuildError::StartTimeout { timeout, .. }) if timeout.as_secs() == 2),
+        "{error:?}"
+    );
+    gone(template);
+    let process = within(builder.spawn(loaded, ())).await.unwrap();
+    assert_ne!(within(process.join()).await.unwrap().1, template);
+}
+
+#[tokio::test]
+async fn a_program_that_starts_the_template_instead_of_becoming_it_is_refused() {
+    let own = std::env::current_exe().unwrap();
+    let becoming = warm().program(program("banner.sh")).env("PROGRAM", &own);
+    let process = within(becoming.spawn(pid::<()>, ())).await.unwrap();
+    let pid_of_it = process.pid();
+    assert_eq!(within(process.join()).await.unwrap(), pid_of_it);
+    let scratch = Scratch::new();
+    let starting = warm()
+        .program(program("wrapper.sh"))
+        .env("PROGRAM", &own)
+        .initializer(
+            |path| append((path, std::process::id().to_string())),
+            scratch.path(),
+        );
+    let error = within(starting.spawn(pid::<()>, ())).await.unwrap_err();
+    match error.start_error() {
+        Some(BuildError::InvalidOption {
+            option: "start_method",
+            reason,
+        }) if reason.contains("wrapper.sh") => {}
+        _ => panic!("{error:?}"),
+    }
+    gone(scratch.lines()[0].parse().unwrap());
+}
+
+#[tokio::test]
+async fn threads_that_end_with_the_initializer_may_take_a_moment() {
+    let builder = warm().initializer(
+        |_: ()| {
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| ());
+                }
+            });
+            // One that ends a little later, as any of the others may.
+            drop(std::thread::spawn(|| {
+                std::thread::sleep(Duration::from_millis(50))
+            }));
+        },
+        (),
+    );
+    within(builder.warm_up()).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_initializer_started_ends_with_a_parent_that_is_killed() {
+    /// Initializer: starts something in a session of its own, says who is there, and never ends.
+    fn start(path: String) {
+        let stray = std::process::Command::new("setsid")
+            .args(["sleep", "1000"])
+            .spawn()
+            .unwrap();
+        eventually("it has a session of its own", || {
+            std::fs::read_to_string(format!("/proc/{}/comm", stray.id())).is_ok_and(|name| name == "sleep\n")
+        });
+        append((path.clone(), stray.id().to_string()));
+        park_here(path);
+    }
+    let scratch = Scratch::new();
+    let parent = Process::builder().stdout(Output::null()).stderr(Output::null());
+    let parent = within(parent.spawn_async(
+        |path| async { warm().initializer(start, path).warm_up().await.unwrap() },
+        scratch.path(),
+    ))
+    .await
+    .unwrap();
+    eventually("the template is at it", || scratch.lines().len() == 2);
+    parent.kill().unwrap();
+    for line in scratch.lines() {
+        gone(line.parse().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn the_initializers_argument_is_not_kept_and_may_be_large() {
+    /// Task: resident memory that is its own, in MiB.
+    fn resident(_: ()) -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        line.unwrap()
+            .trim()
+            .strip_suffix(" kB")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            / 1024
+    }
+    for builder in [
+        warm(),
+        Process::builder().stdout(Output::null()).stderr(Output::null()),
+    ] {
+        let builder = builder.initializer(drop::<String>, "x".repeat(16 << 20));
+        let process = within(builder.spawn(resident, ())).await.unwrap();
+        let resident = within(process.join()).await.unwrap();
+        assert!(resident < 24, "{resident} MiB");
+    }
+}
+
+#[test]
+fn a_template_survives_that_descriptors_cannot_be_sent() {
+    alone(
+        "start_methods::a_template_survives_that_descriptors_cannot_be_sent",
+        || {
+            // The kernel counts descriptors on their way by user, and lets the administrator alone.
+            let nobody = rustix::process::Uid::from_raw(54_321);
+            if rustix::process::geteuid().is_root() {
+                rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let builder = warm();
+                within(builder.warm_up()).await.unwrap();
+                let limit = Rlimit {
+                    current: Some(300),
+                    ..getrlimit(Resource::Nofile)
+                };
+                setrlimit(Resource::Nofile, limit).unwrap();
+                let (ours, theirs) = socketpair(
+                    AddressFamily::UNIX,
+                    SocketType::SEQPACKET,
+                    SocketFlags::CLOEXEC,
+                    None,
+                )
+                .unwrap();
+                let many = [std::os::fd::AsFd::as_fd(&ours); 253];
+                for _ in 0..2 {
+                    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+                    let mut control = SendAncillaryBuffer::new(&mut space);
+                    assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+                    let sent = sendmsg(
+                        &ours,
+                        &[std::io::IoSlice::new(b"x")],
+                        &mut control,
+                        SendFlags::empty(),
+                    );
+                    assert_eq!(sent, Ok(1));
+                }
+                let starting = builder.spawn(pid::<()>, ());
+                tokio::pin!(starting);
+                // No time is enough. It is an error at once, or waits.
+                let early = tokio::time::timeout(Duration::from_millis(50), &mut starting).await;
+                assert!(early.is_err(), "{early:?}");
+                drop(theirs);
+                let process = within(starting).await.unwrap();
+                let pid = process.pid();
+                assert_eq!(within(process.join()).await.unwrap(), pid);
+            });
+        },
+    );
+}
+
+#[tokio::test]
+async fn what_the_initializer_loads_is_in_large_pages_and_the_environment_does_not_tell() {
+    /// Initializer.
+    fn load(_: ()) {
+        static DATA: OnceLock<Vec<u8>> = OnceLock::new();
+        DATA.set(vec![1; 64 << 20]).unwrap();
+    }
+    /// Task: large pages in KiB, and what a program that is started here would be told of them.
+    fn large_pages(_: ()) -> (u64, Option<String>) {
+        let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix("AnonHugePages:"));
+        let size = line.unwrap().trim().strip_suffix(" kB").unwrap();
+        (size.parse().unwrap(), std::env::var("GLIBC_TUNABLES").ok())
+    }
+    let told = async |builder: ProcessBuilder| {
+        let process = within(builder.initializer(load, ()).spawn(large_pages, ()))
+            .await
+            .unwrap();
+        within(process.join()).await.unwrap()
+    };
+    let mode = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let has_some = cfg!(target_env = "gnu") && mode.is_ok_and(|mode| !mode.contains("[never]"));
+    let (size, environment) = told(warm().env_remove("GLIBC_TUNABLES")).await;
+    assert_eq!((size > 0, environment), (has_some, None));
+    let (_, environment) = told(warm().env("GLIBC_TUNABLES", "glibc.malloc.perturb=1")).await;
+    assert_eq!(environment.as_deref(), Some("glibc.malloc.perturb=1"));
 }
