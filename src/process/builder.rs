@@ -232,7 +232,8 @@ impl ProcessBuilder {
         ready.await.map_err(failed)
     }
 
-    /// Allows this process to be started inside a pool's worker, which it ends with at the latest. Defaults to `false`.
+    /// Allows this process to be started inside a pool's worker. There it ends with the worker at the latest, whatever
+    /// ends that, and takes along all that it has started itself, as a daemon does. Defaults to `false`.
     pub fn nested(mut self, nested: bool) -> Self {
         self.nested = nested;
         self
@@ -357,6 +358,11 @@ impl ProcessBuilder {
         self.spawn(T::run, value)
     }
 
+    /// Whether the process ends with this one.
+    fn is_bound(&self) -> bool {
+        self.is_daemon || worker::is_bound()
+    }
+
     fn spawn_row<R>(
         &self,
         message: Result<Outgoing, Box<EncodeError>>,
@@ -446,6 +452,7 @@ impl ProcessBuilder {
         let role = Role::Process {
             name: name.to_owned(),
             is_daemon: self.is_daemon,
+            is_bound: self.is_bound(),
             parent: Parent {
                 pid: current.pid,
                 name: current.name,

@@ -153,7 +153,7 @@ pub async fn join_children() {
     }
 }
 
-/// The same, at the end of a process that is no daemon.
+/// The same, at the end of a process.
 pub(crate) fn join_all() {
     if children().is_empty() {
         return;

@@ -91,8 +91,11 @@ pub(crate) enum Role {
     /// To run one function.
     Process {
         name: String,
-        /// It ends with its parent, and starts no processes.
+        /// It starts no processes.
         is_daemon: bool,
+        /// It ends when its parent does, and takes along what it started: as a daemon, or because the parent itself is
+        /// bound to the end of another.
+        is_bound: bool,
         parent: Parent,
         /// Its standard output and its standard error go through the parent, and nowhere without that.
         piped: [bool; 2],

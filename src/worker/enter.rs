@@ -77,9 +77,12 @@ pub(crate) fn run(depth: u32) -> ! {
             }
         }
     };
-    if is_free() {
-        // What it started is its own business; processes of the library's are waited for, as at the end of any parent.
+    if matches!(super::role(), Some(Role::Process { .. })) {
+        // Processes of the library's are waited for, as at the end of any parent.
         children::join_all();
+    }
+    if is_free() {
+        // What else it started is its own business.
         exit(status);
     }
     // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
@@ -98,7 +101,7 @@ enum End {
 
 /// Whether this is a process of its own, which neither ends with its parent nor takes along what it started.
 pub(super) fn is_free() -> bool {
-    matches!(super::role(), Some(Role::Process { is_daemon: false, .. }))
+    matches!(super::role(), Some(Role::Process { is_bound: false, .. }))
 }
 
 fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
