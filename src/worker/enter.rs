@@ -154,6 +154,8 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     }
     if is_free() {
         set_child_subreaper(None).ok();
+        // The parent's end is no reason to go on for one that somebody has stopped.
+        set_parent_process_death_signal(None).ok();
     }
     receiver.set_limit(message_limit(welcome.max_frame_size));
     let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin));
