@@ -71,6 +71,8 @@ pub(crate) fn run(depth: u32) -> ! {
         match begun.and_then(|connection| work(connection, depth)) {
             Ok(End::Exit(status)) => break status,
             Ok(End::Copied(connection)) => begun = Ok(connection),
+            // The parent has ended meanwhile, which is no fault of anybody's.
+            Err(error) if is_disconnect(&error) => break EXIT_FAILED,
             Err(error) => {
                 eprintln!("procession: a worker cannot go on: {error}");
                 break EXIT_FAILED;

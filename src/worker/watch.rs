@@ -38,7 +38,9 @@ pub(super) fn start(
         .stack_size(STACK)
         .spawn(move || {
             let watched = watch(&inbox, &replies, &control, &aborts, timer);
-            if let Err(error) = &watched {
+            if let Err(error) = &watched
+                && !is_disconnect(error)
+            {
                 eprintln!("procession: a worker cannot watch its parent: {error}");
             }
             if is_free() {
