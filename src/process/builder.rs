@@ -493,6 +493,7 @@ impl ProcessBuilder {
         let starting = Starting {
             name: name.to_owned(),
             is_daemon: self.is_daemon,
+            is_bound: self.is_bound(),
             ears,
             heard,
             template: self.template()?,
@@ -513,6 +514,7 @@ impl ProcessBuilder {
 struct Starting {
     name: String,
     is_daemon: bool,
+    is_bound: bool,
     ears: Option<&'static Arc<Ears>>,
     heard: Heard,
     template: Option<Arc<Template>>,
@@ -543,6 +545,7 @@ impl Starting {
         let Self {
             name,
             is_daemon,
+            is_bound,
             ears,
             heard,
             template: _,
@@ -556,7 +559,7 @@ impl Starting {
                 return Err(refused("make an event descriptor")(error));
             }
         };
-        let life = Arc::new(Life::new(name, is_daemon, &launched.child, sentinel));
+        let life = Arc::new(Life::new(name, is_daemon, is_bound, &launched.child, sentinel));
         children::add(&life);
         if let Some(ears) = ears {
             let number = ears.number();

@@ -200,8 +200,8 @@ impl<R> Process<R> {
     }
 
     /// Kills the process, by a SIGKILL, with all of its process group: what it started and that made no group of its
-    /// own. A [daemon](ProcessBuilder::daemon) is killed with all that it started. That it has ended already is no
-    /// error.
+    /// own. A [daemon](ProcessBuilder::daemon), or one inside a worker, is killed with all that it started. That it has
+    /// ended already is no error.
     ///
     /// # Errors
     ///

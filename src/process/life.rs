@@ -43,6 +43,8 @@ pub(crate) struct Life {
     pub(crate) pid: u32,
     pub(crate) name: String,
     pub(crate) is_daemon: bool,
+    /// What it started ends with it.
+    is_bound: bool,
     pub(crate) killer: Arc<Killer>,
     /// Readable when it has ended.
     pub(crate) sentinel: Arc<OwnedFd>,
@@ -63,11 +65,18 @@ pub(crate) enum Outcome {
 }
 
 impl Life {
-    pub(crate) fn new(name: String, is_daemon: bool, child: &Child, sentinel: Arc<OwnedFd>) -> Self {
+    pub(crate) fn new(
+        name: String,
+        is_daemon: bool,
+        is_bound: bool,
+        child: &Child,
+        sentinel: Arc<OwnedFd>,
+    ) -> Self {
         Self {
             pid: child.pid(),
             name,
             is_daemon,
+            is_bound,
             killer: child.killer(),
             sentinel,
             status: OnceLock::new(),
@@ -109,9 +118,9 @@ impl Life {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Kills it, with its group, and a daemon with all that it started.
+    /// Kills it, with its group or with all that it started.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        if self.is_daemon {
+        if self.is_bound {
             self.killer.kill();
         } else {
             self.killer.send(Signal::KILL);
@@ -173,7 +182,7 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
     if life.status.set(status).is_err() {
         debug_assert!(false, "a process ends once");
     }
-    if life.is_daemon {
+    if life.is_bound {
         child.wait().await;
     } else {
         child.bury();
