@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::child::Child;
 use super::children;
@@ -57,8 +57,28 @@ pub struct ProcessBuilder {
     max_depth: u32,
     start_method: StartMethod,
     initializer: Option<Initializer>,
-    /// Made when it is first needed. Clones share it; what differs from it gets another.
-    template: Arc<Mutex<Option<Arc<Template>>>>,
+    /// Clones share it; what differs from it gets another.
+    shared: Arc<Shared>,
+}
+
+/// What builders have together that start the same.
+struct Shared {
+    /// Made when it is first needed.
+    template: Mutex<Option<Arc<Template>>>,
+    /// Who may have a copy of it made.
+    turns: Semaphore,
+}
+
+/// Copies of one template that are on their way: one is made, and the next ones have all that they need.
+const COPIES_AT_ONCE: usize = 4;
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            template: Mutex::default(),
+            turns: Semaphore::new(COPIES_AT_ONCE),
+        }
+    }
 }
 
 impl Default for ProcessBuilder {
@@ -76,7 +96,7 @@ impl Default for ProcessBuilder {
             max_depth: 8,
             start_method: StartMethod::Exec,
             initializer: None,
-            template: Arc::default(),
+            shared: Arc::default(),
         }
     }
 }
@@ -110,7 +130,7 @@ impl ProcessBuilder {
     /// Sets a variable in the process's environment, which otherwise is the parent's.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.program.env.set(key, value);
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -122,28 +142,28 @@ impl ProcessBuilder {
         for (key, value) in variables {
             self.program.env.set(key, value);
         }
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
     /// Removes a variable from the process's environment.
     pub fn env_remove(mut self, key: impl Into<OsString>) -> Self {
         self.program.env.remove(key);
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
     /// Begins with an empty environment, but for what the library needs. What was set before is forgotten.
     pub fn env_clear(mut self) -> Self {
         self.program.env.clear();
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
     /// The process's working directory. Defaults to the parent's, as it is when the process starts.
     pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.program.current_dir = Some(directory.into());
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -151,7 +171,7 @@ impl ProcessBuilder {
     #[doc(alias = "set_executable")]
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program.path = Some(program.into());
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -160,7 +180,7 @@ impl ProcessBuilder {
     /// Defaults to [`Output::inherit`].
     pub fn stdout(mut self, stdout: Output) -> Self {
         self.stdout = stdout;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -168,7 +188,7 @@ impl ProcessBuilder {
     /// inherited. Defaults to [`Output::inherit`].
     pub fn stderr(mut self, stderr: Output) -> Self {
         self.stderr = stderr;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -176,7 +196,7 @@ impl ProcessBuilder {
     /// is an error. Defaults to 1 GiB.
     pub fn max_frame_size(mut self, bytes: u64) -> Self {
         self.max_frame_size = bytes;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -184,7 +204,7 @@ impl ProcessBuilder {
     /// seconds.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -206,7 +226,7 @@ impl ProcessBuilder {
         O: InitializerOutcome,
     {
         self.initializer = Some(Initializer::new(initializer, &argument));
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -368,14 +388,43 @@ impl ProcessBuilder {
         message: Result<Outgoing, Box<EncodeError>>,
     ) -> impl Future<Output = Result<Process<R>, ProcessError>> + Send + use<R> {
         let name = self.name.clone().unwrap_or_else(next_name);
-        let starting = self.prepare(&name, message);
+        let builder = self.clone();
         async move {
-            let failed = |cause| ProcessError::new(&name, None, None, cause);
-            let (order, starting) = starting.map_err(failed)?;
-            let life = start(order, starting).await;
+            let life = builder.start(name.clone(), message).await;
             life.map(Process::new)
-                .map_err(|error| failed(Cause::Start(error)))
+                .map_err(|cause| ProcessError::new(&name, None, None, cause))
         }
+    }
+
+    /// Starts a process, which is looked after from then on, whoever waits for this. What it takes of the system, it
+    /// takes when it is its turn.
+    async fn start(
+        self,
+        name: String,
+        message: Result<Outgoing, Box<EncodeError>>,
+    ) -> Result<Arc<Life>, Cause> {
+        self.check(&name)?;
+        let message = message.map_err(|error| Cause::from(*error))?;
+        let own = runtime::handle().map_err(refused("start the library's thread"))?;
+        let Some(template) = self.template()? else {
+            // Here, for nobody else has to be woken then.
+            let (order, starting) = self.prepare(name, message)?;
+            return Ok(starting.begin(execute(order)?, own)?);
+        };
+        let (started, is_started) = oneshot::channel();
+        own.spawn(async move {
+            // Nobody closes it.
+            let _turn = self.shared.turns.acquire().await;
+            let life = match self.prepare(name, message) {
+                Ok((order, starting)) => copy(order, &template)
+                    .await
+                    .and_then(|launched| starting.begin(launched, own)),
+                Err(error) => Err(error),
+            };
+            // Who asked for it may have stopped waiting.
+            started.send(life).ok();
+        });
+        Ok(is_started.await.unwrap_or(Err(BuildError::Closed))?)
     }
 
     /// The options, checked.
@@ -417,7 +466,11 @@ impl ProcessBuilder {
         if self.start_method == StartMethod::Exec {
             return Ok(None);
         }
-        let mut template = self.template.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut template = self
+            .shared
+            .template
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if template.is_none() {
             let plan = Plan {
                 name: "template".to_owned(),
@@ -439,18 +492,12 @@ impl ProcessBuilder {
     }
 
     /// Makes what the process is started with.
-    fn prepare(
-        &self,
-        name: &str,
-        message: Result<Outgoing, Box<EncodeError>>,
-    ) -> Result<(Order, Starting), Cause> {
-        self.check(name)?;
-        let message = message.map_err(|error| Cause::from(*error))?;
+    fn prepare(&self, name: String, message: Outgoing) -> Result<(Order, Starting), BuildError> {
         let (limits, memory) = self.limits.prepare(0)?;
         let current = current();
         let streams = Streams::of_its_own(&self.stdout, &self.stderr)?;
         let role = Role::Process {
-            name: name.to_owned(),
+            name: name.clone(),
             is_daemon: self.is_daemon,
             is_bound: self.is_bound(),
             parent: Parent {
@@ -480,7 +527,7 @@ impl ProcessBuilder {
         };
         let order = Order {
             program: self.program.clone(),
-            label: name.to_owned(),
+            label: name.clone(),
             welcome,
             stderr,
             fds: stdout_fd.into_iter().collect(),
@@ -491,12 +538,11 @@ impl ProcessBuilder {
             false => Some(ears()?),
         };
         let starting = Starting {
-            name: name.to_owned(),
+            name,
             is_daemon: self.is_daemon,
             is_bound: self.is_bound(),
             ears,
             heard,
-            template: self.template()?,
             care: Care {
                 initializer: self.initializer.as_ref().map(Initializer::name),
                 program: self.program.clone(),
@@ -517,26 +563,7 @@ struct Starting {
     is_bound: bool,
     ears: Option<&'static Arc<Ears>>,
     heard: Heard,
-    template: Option<Arc<Template>>,
     care: Care,
-}
-
-/// Starts a process, which is looked after from then on, whoever waits for this.
-async fn start(order: Order, starting: Starting) -> Result<Arc<Life>, BuildError> {
-    let own = runtime::handle().map_err(refused("start the library's thread"))?;
-    let Some(template) = starting.template.clone() else {
-        // Here, for nobody else has to be woken then.
-        return starting.begin(execute(order)?, own);
-    };
-    let (started, is_started) = oneshot::channel();
-    own.spawn(async move {
-        let launched = copy(order, &template).await;
-        // Who asked for it may have stopped waiting.
-        started
-            .send(launched.and_then(|launched| starting.begin(launched, own)))
-            .ok();
-    });
-    is_started.await.unwrap_or(Err(BuildError::Closed))
 }
 
 impl Starting {
@@ -548,7 +575,6 @@ impl Starting {
             is_bound,
             ears,
             heard,
-            template: _,
             mut care,
         } = self;
         let sentinel = match sentinel(&launched.child) {
