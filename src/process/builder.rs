@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::child::Child;
 use super::children;
+use super::descendants::adopts;
 use super::error::{Cause, ProcessError};
 use super::handle::{Process, Run};
 use super::identity::current;
@@ -25,6 +26,7 @@ use super::launch::{Launched, Order, copy, execute, refused};
 use super::life::{Care, Life, live};
 use super::limits::{LimitOptions, bounded};
 use super::listen::{Ears, Speaker};
+use super::orphans::Orphans;
 use super::output::{Output, OutputStream};
 use super::spawn::Program;
 use super::start_method::StartMethod;
@@ -500,6 +502,7 @@ impl ProcessBuilder {
             name: name.clone(),
             is_daemon: self.is_daemon,
             is_bound: self.is_bound(),
+            adopts: self.is_bound() || adopts(),
             parent: Parent {
                 pid: current.pid,
                 name: current.name,
@@ -600,7 +603,18 @@ impl Starting {
             heard.listen(ears, &speaker);
             care.heard = Some((ears, number));
         }
-        own.spawn(live(Arc::clone(&life), launched, care));
+        let orphans = if is_bound {
+            None
+        } else {
+            Orphans::of(&launched.child)
+        };
+        let shared = Arc::clone(&life);
+        own.spawn(async move {
+            live(shared, launched, care).await;
+            if let Some(orphans) = orphans {
+                orphans.bury().await;
+            }
+        });
         Ok(life)
     }
 }

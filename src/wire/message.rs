@@ -96,6 +96,8 @@ pub(crate) enum Role {
         /// It ends when its parent does, and takes along what it started: as a daemon, or because the parent itself is
         /// bound to the end of another.
         is_bound: bool,
+        /// It adopts what is orphaned below it while it runs, and buries it, for its parent would have to.
+        adopts: bool,
         parent: Parent,
         /// Its standard output and its standard error go through the parent, and nowhere without that.
         piped: [bool; 2],
