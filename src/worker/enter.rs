@@ -214,7 +214,7 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         Err(failure) => {
             message_bytes(&failure, &mut bytes);
             replies.send(&Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0)?;
-            return Ok(End::Exit(0));
+            return Ok(End::Exit(if is_process { EXIT_FAILED } else { 0 }));
         }
     }
     if let Some(watch) = watch {
