@@ -146,7 +146,7 @@ fn copy_of(number: i32) -> std::io::Result<rustix::fd::OwnedFd> {
 }
 
 /// The connection to the parent: the one socket with a number from 10 on.
-fn connection() -> rustix::fd::OwnedFd {
+pub(crate) fn connection() -> rustix::fd::OwnedFd {
     let numbers = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
         let path = entry.ok()?.path();
         let target = std::fs::read_link(&path).ok()?;
