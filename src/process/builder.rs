@@ -162,7 +162,8 @@ impl ProcessBuilder {
         self
     }
 
-    /// The process's working directory. Defaults to the parent's, as it is when the process starts.
+    /// The process's working directory. Defaults to the parent's, as it is when the process starts, or its
+    /// [template](StartMethod::ForkServer).
     pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.program.current_dir = Some(directory.into());
         self.shared = Arc::default();

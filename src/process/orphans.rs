@@ -63,7 +63,7 @@ impl Orphans {
                 return;
             }
             // Whoever ends may leave children to this process in its turn, so that all are looked at again.
-            select_all(watched.iter().map(|pidfd| Box::pin(pidfd.readable()))).await;
+            drop(select_all(watched.iter().map(|pidfd| Box::pin(pidfd.readable()))).await);
         }
     }
 

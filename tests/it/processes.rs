@@ -53,6 +53,8 @@ fn names_a_process(pid: u32) -> bool {
 
 #[tokio::test]
 async fn before_during_and_after() {
+    let current = procession::current();
+    assert_eq!((current.pid, current.is_daemon), (std::process::id(), false));
     let (mut gate, argument) = gate();
     let process = within(quiet().spawn(wait_at, argument)).await.unwrap();
     let pid = process.pid();
@@ -777,7 +779,7 @@ fn a_start_takes_nothing_before_it_begins() {
                 assert_eq!(descriptors().len(), before);
                 drop(starts);
             }
-            // Many at once get along with few: each waits for its turn, and most are over before the last begins.
+            // Many at once get along with what they take in the end, for each waits for its turn.
             let limit = getrlimit(Resource::Nofile);
             let few = Rlimit {
                 current: Some(descriptors().len() as u64 + 4 * 12 + 100 * 3),
