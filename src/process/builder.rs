@@ -553,6 +553,7 @@ impl ProcessBuilder {
                 start_timeout: self.start_timeout,
                 max_frame_size: self.max_frame_size,
                 memory,
+                orphans: None,
                 heard: None,
             },
         };
@@ -604,18 +605,10 @@ impl Starting {
             heard.listen(ears, &speaker);
             care.heard = Some((ears, number));
         }
-        let orphans = if is_bound {
-            None
-        } else {
-            Orphans::of(&launched.child)
-        };
-        let shared = Arc::clone(&life);
-        own.spawn(async move {
-            live(shared, launched, care).await;
-            if let Some(orphans) = orphans {
-                orphans.bury().await;
-            }
-        });
+        if !is_bound {
+            care.orphans = Orphans::of(&launched.child);
+        }
+        own.spawn(live(Arc::clone(&life), launched, care));
         Ok(life)
     }
 }

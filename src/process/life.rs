@@ -24,6 +24,7 @@ use super::handshake::{HandshakeError, HandshakeFailure, handshake};
 use super::launch::{Launched, Report};
 use super::listen::Ears;
 use super::memory::WorkerMemory;
+use super::orphans::Orphans;
 use super::spawn::Program;
 use crate::shared::watched::watch;
 use crate::wire::attachments;
@@ -139,6 +140,8 @@ pub(crate) struct Care {
     pub(crate) initializer: Option<String>,
     pub(crate) max_frame_size: u64,
     pub(crate) memory: WorkerMemory,
+    /// What it will leave to this process.
+    pub(crate) orphans: Option<Orphans>,
     /// Where what it prints is heard, and its number there.
     pub(crate) heard: Option<(&'static Arc<Ears>, u64)>,
 }
@@ -178,6 +181,10 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
         life.kill().ok();
     }
     child.ended().await;
+    let orphans = match care.orphans {
+        Some(orphans) => orphans.gather().await,
+        None => None,
+    };
     let status = life.killer.status();
     if life.status.set(status).is_err() {
         debug_assert!(false, "a process ends once");
@@ -226,6 +233,9 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
     children::forget(&life);
     life.is_over.get_or_init(|| ());
     life.over.notify(usize::MAX);
+    if let Some((orphans, living)) = orphans {
+        orphans.bury(living).await;
+    }
 }
 
 /// Whether a process that never was ready was ended by somebody, and is itself not to blame.

@@ -19,7 +19,7 @@ use crate::shared::watched::{Watched, watch};
 
 /// Those that one process leaves.
 #[derive(Debug)]
-pub(super) struct Orphans {
+pub(crate) struct Orphans {
     leader: Pid,
     /// What they have in their environment, unless they have cleared that.
     mark: String,
@@ -42,19 +42,21 @@ impl Orphans {
         })
     }
 
-    /// Buries them as they end, until nobody is left. For when the process itself has been buried.
+    /// Looks for them, and gives those who live. For when the process has ended and nobody has been told: whoever ends
+    /// before that cannot be told from others any more.
+    pub(super) async fn gather(mut self) -> Option<(Self, Vec<Arc<OwnedFd>>)> {
+        let look = move || {
+            let living = self.look();
+            (self, living)
+        };
+        runtime::blocking(look).await
+    }
+
+    /// Buries them as they end, until nobody is left.
     ///
     /// Must run on the library's runtime.
-    pub(super) async fn bury(mut self) {
+    pub(super) async fn bury(mut self, mut living: Vec<Arc<OwnedFd>>) {
         loop {
-            let look = move || {
-                let living = self.look();
-                (self, living)
-            };
-            let Some((orphans, living)) = runtime::blocking(look).await else {
-                return;
-            };
-            self = orphans;
             let watched: Vec<Watched> = living
                 .iter()
                 .filter_map(|pidfd| watch(pidfd, Interest::READABLE).ok())
@@ -64,6 +66,11 @@ impl Orphans {
             }
             // Whoever ends may leave children to this process in its turn, so that all are looked at again.
             drop(select_all(watched.iter().map(|pidfd| Box::pin(pidfd.readable()))).await);
+            drop(watched);
+            match self.gather().await {
+                Some((orphans, left)) => (self, living) = (orphans, left),
+                None => return,
+            }
         }
     }
 
