@@ -38,9 +38,15 @@ fn run(command: String) -> Result<Done, String> {
     })
 }
 
+/// What went wrong, and why.
+fn told(error: ProcessError) -> String {
+    let first: &dyn Error = &error;
+    let causes = std::iter::successors(Some(first), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// Has a process run one command, and kills it when that takes too long.
 async fn supervise(command: &str) -> Result<Done, String> {
-    let told = |error: ProcessError| error.to_string();
     let builder = Process::builder().name(command).daemon(true);
     let mut process = builder.spawn(run, command.to_owned()).await.map_err(told)?;
     match process.join_timeout(LONGEST).await.map_err(told)? {

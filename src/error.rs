@@ -1,4 +1,4 @@
-//! What can go wrong: [`BuildError`] when a pool starts, [`TaskError`] when a task ends without a value.
+//! What can go wrong: [`BuildError`] when a pool or a process starts, [`TaskError`] when a task ends without a value.
 
 use std::fmt;
 use std::io;
@@ -11,15 +11,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::memory::OutOfMemory;
 
-/// Why a pool could not be built.
+/// Why a pool could not be built, or a [`Process`](crate::Process) not be started.
 ///
-/// Nothing is left running when [`build`](crate::PoolBuilder::build) returns one.
+/// Nothing is left running when [`build`](crate::PoolBuilder::build) or [`spawn`](crate::ProcessBuilder::spawn) returns
+/// one. What is said of workers here holds for processes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// [`init`](crate::init) was not called before the pool was built.
+    /// [`init`](crate::init) was not called before.
     NotInitialized,
-    /// The pool, or the process, would be started inside a worker, without [`nested`](crate::PoolBuilder::nested).
+    /// It would be started inside a worker, without [`nested`](crate::PoolBuilder::nested).
     Nested,
     /// A pool or a process would be started inside a [daemon](crate::ProcessBuilder::daemon), which may start none.
     Daemon,
@@ -33,9 +34,9 @@ pub enum BuildError {
         /// The last lines of its standard error.
         stderr: String,
     },
-    /// Pools nest deeper than the limit.
+    /// Pools and processes nest deeper than [`max_depth`](crate::PoolBuilder::max_depth).
     TooDeep {
-        /// How deep this pool would be: 1 for a pool inside a worker.
+        /// How deep this one would be: 1 inside a worker or a process that the main program has started.
         depth: u32,
         /// The limit.
         limit: u32,
@@ -52,8 +53,8 @@ pub enum BuildError {
         /// What postcard could not do, with the type's name.
         message: String,
     },
-    /// The worker program could not be started: missing or not executable, or the system is out of processes or
-    /// file descriptors.
+    /// The program could not be started: missing or not executable, or the system is out of processes or file
+    /// descriptors.
     Spawn {
         /// The program.
         program: PathBuf,
@@ -91,14 +92,14 @@ pub enum BuildError {
         /// The panic, if it was one.
         panic: Option<RemotePanic>,
     },
-    /// The system refused something that the pool itself needs.
+    /// The system refused something that the library itself needs.
     Io {
         /// What was being done.
         action: &'static str,
         /// What the system said.
         source: Arc<io::Error>,
     },
-    /// The pool was closed or terminated while it started.
+    /// It was closed or terminated while it started.
     Closed,
 }
 
@@ -119,8 +120,8 @@ impl fmt::Display for BuildError {
                 "procession::init() has not run: make it the first line of main, or turn on the feature `auto-init`",
             ),
             Self::Nested => f.write_str(
-                "a pool inside a worker: allow it with Pool::builder().nested(true) if it is meant, \
-                 or make sure that procession::init() runs before the pool is built",
+                "a pool or a process inside a worker: allow it with nested(true) of its builder if it is meant, \
+                 or make sure that procession::init() runs before it is started",
             ),
             Self::Daemon => f.write_str("a daemon process may start no pools and no processes"),
             Self::Template => f.write_str(
@@ -134,19 +135,19 @@ impl fmt::Display for BuildError {
                 write_stderr(f, stderr)
             }
             Self::TooDeep { depth, limit } => {
-                write!(f, "a pool at nesting depth {depth}, over the limit of {limit}")
+                write!(f, "a pool or a process at nesting depth {depth}, over max_depth, {limit}")
             }
             Self::InvalidOption { option, reason } => write!(f, "invalid {option}: {reason}"),
             Self::Encode { message } => write!(f, "the initializer's argument: {message}"),
-            Self::Spawn { program, .. } => write!(f, "cannot start the worker program {}", program.display()),
+            Self::Spawn { program, .. } => write!(f, "cannot start the program {}", program.display()),
             Self::Handshake { program, reason, first_bytes, stderr } => {
-                write!(f, "{} did not become a worker: {reason}", program.display())?;
+                write!(f, "{} did not become ready: {reason}", program.display())?;
                 write_first_bytes(f, first_bytes)?;
                 write_stderr(f, stderr)
             }
             Self::StartTimeout { phase, timeout, first_bytes, stderr } => {
                 match phase {
-                    StartPhase::Handshake => write!(f, "a worker did not answer the handshake within {timeout:?}")?,
+                    StartPhase::Handshake => write!(f, "it did not answer the handshake within {timeout:?}")?,
                     StartPhase::Initializer => write!(f, "the initializer did not return within {timeout:?}")?,
                 }
                 write_first_bytes(f, first_bytes)?;
@@ -160,7 +161,7 @@ impl fmt::Display for BuildError {
                 }
             }
             Self::Io { action, .. } => write!(f, "cannot {action}"),
-            Self::Closed => f.write_str("the pool was closed while it started"),
+            Self::Closed => f.write_str("it was closed while it started"),
         }
     }
 }

@@ -14,8 +14,9 @@
 //! ```
 //!
 //! [`init`] is the first line of `main`; [`Pool`] has the calls, [`PoolBuilder`] its options, [`TaskError`] says what
-//! went wrong, and [`worker`] is what a task can ask about where it runs. [`Process`] is one function in one process. The README compares with threads and with
-//! Python's pools, and translates from Python; `examples/quickstart.rs` is where to begin to read.
+//! went wrong, and [`worker`] is what a task can ask about where it runs. [`Process`] is one function in one process.
+//! The README compares with threads and with Python's pools, and translates from Python; `examples/quickstart.rs` is
+//! where to begin to read.
 //!
 //! # The life of a task
 //!
@@ -40,35 +41,45 @@
 //! # Implementation
 //!
 //! **Processes.** A worker is the running program, started again through `/proc/self/exe` with the same arguments and
-//! environment, and one more variable, `PROCESSION_WORKER`, by which [`init`] knows it. It leads a process group of its
-//! own, which is killed as a whole when the worker ends, whatever the cause, with all that the tasks started and that
-//! left the group. It has a program name and a number in `ps`. A worker whose parent has died sees the end of its
-//! connection, while it runs a task too, and ends with what it started.
+//! environment, and one more variable, `PROCESSION_WORKER`, by which [`init`] knows it. It leads a process group of
+//! its own, which is killed as a whole when the worker ends, whatever the cause, with all that the tasks started and
+//! that left the group. It has a program name and a number in `ps`. A worker whose parent has died sees the end of
+//! its connection, while it runs a task too, and ends with what it started.
 //!
-//! With [`StartMethod::ForkServer`] it is instead a copy of a process that was started so, has run the initializer, and has
-//! a single thread; this program itself is never forked. A [`Process`] is a worker that is sent one task and told to end.
+//! With [`StartMethod::ForkServer`] it is instead a copy of a process that was started so, has run the initializer,
+//! and has a single thread; this program itself is never forked.
+//!
+//! A [`Process`] is started and greeted in the same way, is sent one task, and is told that no other will come.
+//! Unless it is a daemon, or inside a worker, it goes on when its parent has ended, and what it started is left
+//! alone.
 //!
 //! **Threads.** The parent has one thread, `procession`, for all its pools, which starts, watches and reaps workers,
 //! with helpers of the same name while workers are started; for each pool one thread that hears what its workers
-//! print, and from the first line on one for each stream that passes it on; and two that run callbacks, from the first callback on, or more while callbacks block. Frames are sent and
-//! read on the runtime that the pool was built on, if that is a multi-thread one, and on the thread `procession`
-//! otherwise. A worker has its main thread, which runs tasks, and one that watches the parent; one more watches its
-//! memory where [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime
-//! with one thread.
+//! print, and from the first line on one for each stream that passes it on; and two that run callbacks, from the
+//! first callback on, or more while callbacks block. Frames are sent and read on the runtime that the pool was built
+//! on, if that is a multi-thread one, and on the thread `procession` otherwise. All processes together have that
+//! thread, and as a pool one that hears what they print, if any prints through this program. A worker, or a process,
+//! has its main thread, which runs tasks, and one that watches the parent; one more watches its memory where
+//! [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime with one
+//! thread.
 //!
 //! **File descriptors.** For each worker the parent holds the connection (a Unix stream socket), a second socket for
 //! what must be heard while a task runs, the read ends of its standard error and, unless that goes nowhere, its
-//! standard output, and a pidfd; and the read end of a pipe for `tracing` events, where those are wanted. All are closed on exec. In the worker the connection arrives
-//! as standard input and output and moves to a number above 9 before anything else happens; standard input is then
-//! `/dev/null`, and standard output a pipe, or `/dev/null` for [`Output::null`]. Nothing has a name in a file system.
+//! standard output, and a pidfd; and the read end of a pipe for `tracing` events, where those are wanted. A
+//! [`Process`] or a template takes three, and a read end for each of the two streams that it does not inherit, but
+//! for a standard output that goes nowhere. While it starts there are up to eight more. All are closed on exec. In the
+//! worker the connection arrives as standard input and output and moves to a number above 9 before anything else
+//! happens; standard input is then `/dev/null`, and standard output a pipe, or `/dev/null` for [`Output::null`].
+//! Nothing has a name in a file system.
 //!
-//! **Signals.** No handler is installed, in the parent or in a worker, unless [`signals`] is asked for one. Workers are
-//! ended by a message, by SIGTERM where a task must be stopped, and by SIGKILL where that does not help or must not
-//! wait. What a terminal sends, Ctrl-C,
-//! Ctrl-Z, or the hang-up when its window closes, reaches the parent alone. Workers start with no signal blocked and
-//! none ignored that the parent ignores, but for SIGPIPE, and for SIGTTIN and SIGTTOU, so that no task is stopped
-//! for using the terminal. The pool waits for its own children only; where the host program ignores SIGCHLD or reaps
-//! children itself, exit statuses are missing from errors.
+//! **Signals.** No handler is installed in the parent, unless [`signals`] is asked for one. Workers are ended by a
+//! message, by SIGTERM where a task must be stopped, and by SIGKILL where that does not help or must not wait. What a
+//! terminal sends, Ctrl-C, Ctrl-Z, or the hang-up when its window closes, reaches the parent alone. Workers and
+//! processes start with no signal blocked and none ignored that the parent ignores, but for SIGPIPE, and for SIGTTIN
+//! and SIGTTOU, so that no task is stopped for using the terminal. They handle SIGHUP, which does what it always
+//! does, unless the kernel sends it because their parent's end has orphaned their group. Only the library's own
+//! children are waited for; where the host program ignores SIGCHLD or reaps children itself, exit statuses are
+//! missing from errors.
 //!
 //! # Limits
 //!
@@ -77,6 +88,7 @@
 //!   its own call, with the type's name.
 //! - An argument or a result has at most [`max_frame_size`](PoolBuilder::max_frame_size) bytes, 512 levels
 //!   of nesting, and 253 file descriptors ([`Fd`]).
+//! - A worker takes up to six descriptors of the parent's, a [`Process`] up to five.
 //! - Queues have no bound unless [`queue_capacity`](PoolBuilder::queue_capacity) or
 //!   [`queue_capacity_bytes`](PoolBuilder::queue_capacity_bytes) sets one.
 //! - A worker shares no memory with the parent: what `main` sets up behind [`init`] does not exist there. Use

@@ -96,6 +96,17 @@ host 8 is up
 }
 
 #[test]
+fn fan_out_says_why_a_process_was_not_started() {
+    // As long as an argument may be, so that it is too long with the program's name in front of it.
+    let command = format!("true {}", "x".repeat(131_060));
+    let output = finish(example("fan_out").arg(command));
+    let printed = text(&output.stdout);
+    let end = printed.trim_end().rsplit(' ').take(12).collect::<Vec<_>>();
+    assert!(printed.contains(": Argument list too long"), "{end:?}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
 fn prefork_server() {
     let expected = "\
 400 requests, answered by several processes: true

@@ -227,7 +227,8 @@ impl PoolBuilder {
 
     /// How much resident memory, in bytes, a worker may keep after a task. One that has more is replaced: it goes on
     /// until another is up, then finishes what it runs and ends. No task is lost for it; to bound what a task may take
-    /// while it runs, see `memory_limit`. Zero is an error. Defaults to no limit.
+    /// while it runs, see `memory_limit`. Memory that it shares with others, a copy with its
+    /// [template](StartMethod::ForkServer) say, is counted. Zero is an error. Defaults to no limit.
     pub fn max_worker_memory(mut self, bytes: u64) -> Self {
         self.max_worker_memory = Some(bytes);
         self
@@ -493,7 +494,7 @@ impl PoolBuilder {
     /// The worker sends what the parent's subscriber would take, by its maximum level at the time when the task was
     /// submitted. It does so from a subscriber of its own, which is set as the global default behind the initializer:
     /// one that the initializer sets itself wins, and nothing is sent. Spans and events of the initializer itself are
-    /// sent, to the parent's global subscriber. In the parent a thread of the pool's own emits them, a moment later, in
+    /// sent, to the parent's global subscriber, unless a [template](StartMethod::ForkServer) runs it. In the parent a thread of the pool's own emits them, a moment later, in
     /// the order in which the worker did; a result may be there before them. [`join`](Pool::join) waits for them.
     /// Entering and leaving spans is not told. Numbers and texts arrive as what they were, anything else as its `Debug`
     /// form; texts are cut to 16 KiB.

@@ -14,10 +14,11 @@ use rustix::event::{EventfdFlags, eventfd};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::child::Child;
 use super::children;
+use super::descendants::adopts;
 use super::error::{Cause, ProcessError};
 use super::handle::{Process, Run};
 use super::identity::current;
@@ -26,6 +27,7 @@ use super::life::{Care, Life, live};
 use super::limits::{LimitOptions, bounded};
 use super::listen::{Ears, Speaker};
 use super::memory::claim;
+use super::orphans::Orphans;
 use super::output::Output;
 use super::spawn::Program;
 use super::start_method::StartMethod;
@@ -58,8 +60,28 @@ pub struct ProcessBuilder {
     max_depth: u32,
     start_method: StartMethod,
     initializer: Option<Initializer>,
-    /// Made when it is first needed. Clones share it; what differs from it gets another.
-    template: Arc<Mutex<Option<Arc<Template>>>>,
+    /// Clones share it; what differs from it gets another.
+    shared: Arc<Shared>,
+}
+
+/// What builders have together that start the same.
+struct Shared {
+    /// Made when it is first needed.
+    template: Mutex<Option<Arc<Template>>>,
+    /// Who may have a copy of it made.
+    turns: Semaphore,
+}
+
+/// Copies of one template that are on their way: one is made, and the next ones have all that they need.
+const COPIES_AT_ONCE: usize = 4;
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            template: Mutex::default(),
+            turns: Semaphore::new(COPIES_AT_ONCE),
+        }
+    }
 }
 
 impl Default for ProcessBuilder {
@@ -77,7 +99,7 @@ impl Default for ProcessBuilder {
             max_depth: 8,
             start_method: StartMethod::Exec,
             initializer: None,
-            template: Arc::default(),
+            shared: Arc::default(),
         }
     }
 }
@@ -112,7 +134,7 @@ impl ProcessBuilder {
     /// `=`, and a NUL byte anywhere, are errors.
     pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.program.env.set(key, value);
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -124,28 +146,29 @@ impl ProcessBuilder {
         for (key, value) in variables {
             self.program.env.set(key, value);
         }
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
     /// Removes a variable from the process's environment.
     pub fn env_remove(mut self, key: impl Into<OsString>) -> Self {
         self.program.env.remove(key);
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
     /// Begins with an empty environment, but for what the library needs. What was set before is forgotten.
     pub fn env_clear(mut self) -> Self {
         self.program.env.clear();
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
-    /// The process's working directory. Defaults to the parent's, as it is when the process starts.
+    /// The process's working directory. Defaults to the parent's, as it is when the process starts, or its
+    /// [template](StartMethod::ForkServer).
     pub fn current_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.program.current_dir = Some(directory.into());
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -153,7 +176,7 @@ impl ProcessBuilder {
     #[doc(alias = "set_executable")]
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program.path = Some(program.into());
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -162,7 +185,7 @@ impl ProcessBuilder {
     /// Defaults to [`Output::inherit`].
     pub fn stdout(mut self, stdout: Output) -> Self {
         self.stdout = stdout;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -170,7 +193,7 @@ impl ProcessBuilder {
     /// inherited. Defaults to [`Output::inherit`].
     pub fn stderr(mut self, stderr: Output) -> Self {
         self.stderr = stderr;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -178,7 +201,7 @@ impl ProcessBuilder {
     /// is an error. Defaults to 1 GiB.
     pub fn max_frame_size(mut self, bytes: u64) -> Self {
         self.max_frame_size = bytes;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -186,7 +209,7 @@ impl ProcessBuilder {
     /// seconds.
     pub fn start_timeout(mut self, timeout: Duration) -> Self {
         self.start_timeout = timeout;
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -208,7 +231,7 @@ impl ProcessBuilder {
         O: InitializerOutcome,
     {
         self.initializer = Some(Initializer::new(initializer, &argument));
-        self.template = Arc::default();
+        self.shared = Arc::default();
         self
     }
 
@@ -234,7 +257,8 @@ impl ProcessBuilder {
         ready.await.map_err(failed)
     }
 
-    /// Allows this process to be started inside a pool's worker, which it ends with at the latest. Defaults to `false`.
+    /// Allows this process to be started inside a pool's worker. There it ends with the worker at the latest, whatever
+    /// ends that, and takes along all that it has started itself, as a daemon does. Defaults to `false`.
     pub fn nested(mut self, nested: bool) -> Self {
         self.nested = nested;
         self
@@ -363,19 +387,62 @@ impl ProcessBuilder {
         self.spawn(T::run, value)
     }
 
+    /// Whether the process ends with this one.
+    fn is_bound(&self) -> bool {
+        self.is_daemon || worker::is_bound()
+    }
+
     fn spawn_row<R>(
         &self,
         message: Result<Outgoing, Box<EncodeError>>,
     ) -> impl Future<Output = Result<Process<R>, ProcessError>> + Send + use<R> {
         let name = self.name.clone().unwrap_or_else(next_name);
-        let starting = self.prepare(&name, message);
+        let builder = self.clone();
         async move {
-            let failed = |cause| ProcessError::new(&name, None, None, cause);
-            let (order, starting) = starting.map_err(failed)?;
-            let life = start(order, starting).await;
+            let life = builder.start(name.clone(), message).await;
             life.map(Process::new)
-                .map_err(|error| failed(Cause::Start(error)))
+                .map_err(|cause| ProcessError::new(&name, None, None, cause))
         }
+    }
+
+    /// Starts a process, which is looked after from then on, whoever waits for this. What it takes of the system, it
+    /// takes when it is its turn.
+    async fn start(
+        self,
+        name: String,
+        message: Result<Outgoing, Box<EncodeError>>,
+    ) -> Result<Arc<Life>, Cause> {
+        self.check(&name)?;
+        let message = message.map_err(|error| Cause::from(*error))?;
+        let own = runtime::handle().map_err(refused("start the library's thread"))?;
+        let (life, told) = match self.template()? {
+            // Here, for nobody else has to be woken then.
+            None => {
+                let (order, starting) = self.prepare(name, message)?;
+                starting.begin(execute(order)?, own)?
+            }
+            Some(template) => {
+                let (started, is_started) = oneshot::channel();
+                own.spawn(async move {
+                    // Nobody closes it.
+                    let _turn = self.shared.turns.acquire().await;
+                    let begun = match self.prepare(name, message) {
+                        Ok((order, starting)) => copy(order, &template)
+                            .await
+                            .and_then(|launched| starting.begin(launched, own)),
+                        Err(error) => Err(error),
+                    };
+                    // Who asked for it may have stopped waiting.
+                    started.send(begun).ok();
+                });
+                is_started.await.unwrap_or(Err(BuildError::Closed))?
+            }
+        };
+        if let Some(told) = told {
+            // The end of the channel is the sign.
+            told.await.ok();
+        }
+        Ok(life)
     }
 
     /// The options, checked.
@@ -418,7 +485,11 @@ impl ProcessBuilder {
         if self.start_method == StartMethod::Exec {
             return Ok(None);
         }
-        let mut template = self.template.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut template = self
+            .shared
+            .template
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if template.is_none() {
             let plan = Plan {
                 name: "template".to_owned(),
@@ -440,26 +511,22 @@ impl ProcessBuilder {
     }
 
     /// Makes what the process is started with.
-    fn prepare(
-        &self,
-        name: &str,
-        message: Result<Outgoing, Box<EncodeError>>,
-    ) -> Result<(Order, Starting), Cause> {
-        self.check(name)?;
+    fn prepare(&self, name: String, message: Outgoing) -> Result<(Order, Starting), BuildError> {
         claim::begin();
-        let message = message.map_err(|error| Cause::from(*error))?;
         let (limits, memory) = self.limits.prepare(0)?;
         let current = current();
         let streams = Streams::of_its_own(&self.stdout, &self.stderr)?;
         let role = Role::Process {
-            name: name.to_owned(),
+            name: name.clone(),
             is_daemon: self.is_daemon,
+            is_bound: self.is_bound(),
+            adopts: self.is_bound() || adopts(),
             parent: Parent {
                 pid: current.pid,
                 name: current.name,
             },
         };
-        let mut fds = match self.is_daemon {
+        let mut fds = match self.is_bound() {
             true => Vec::new(),
             false => streams.readers()?,
         };
@@ -488,7 +555,7 @@ impl ProcessBuilder {
         };
         let order = Order {
             program: self.program.clone(),
-            label: name.to_owned(),
+            label: name.clone(),
             welcome,
             stderr,
             fds,
@@ -499,17 +566,18 @@ impl ProcessBuilder {
             false => Some(ears()?),
         };
         let starting = Starting {
-            name: name.to_owned(),
+            name,
             is_daemon: self.is_daemon,
+            is_bound: self.is_bound(),
             ears,
             heard,
-            template: self.template()?,
             care: Care {
                 initializer: self.initializer.as_ref().map(Initializer::name),
                 program: self.program.clone(),
                 start_timeout: self.start_timeout,
                 max_frame_size: self.max_frame_size,
                 memory,
+                orphans: None,
                 heard: None,
             },
         };
@@ -521,35 +589,10 @@ impl ProcessBuilder {
 struct Starting {
     name: String,
     is_daemon: bool,
+    is_bound: bool,
     ears: Option<&'static Arc<Ears>>,
     heard: Heard,
-    template: Option<Arc<Template>>,
     care: Care,
-}
-
-/// Starts a process, which is looked after from then on, whoever waits for this.
-async fn start(order: Order, starting: Starting) -> Result<Arc<Life>, BuildError> {
-    let own = runtime::handle().map_err(refused("start the library's thread"))?;
-    let (life, told) = match starting.template.clone() {
-        // Here, for nobody else has to be woken then.
-        None => starting.begin(execute(order)?, own)?,
-        Some(template) => {
-            let (started, is_started) = oneshot::channel();
-            own.spawn(async move {
-                let launched = copy(order, &template).await;
-                // Who asked for it may have stopped waiting.
-                started
-                    .send(launched.and_then(|launched| starting.begin(launched, own)))
-                    .ok();
-            });
-            is_started.await.unwrap_or(Err(BuildError::Closed))?
-        }
-    };
-    if let Some(told) = told {
-        // The end of the channel is the sign.
-        told.await.ok();
-    }
-    Ok(life)
 }
 
 impl Starting {
@@ -563,9 +606,9 @@ impl Starting {
         let Self {
             name,
             is_daemon,
+            is_bound,
             ears,
             heard,
-            template: _,
             mut care,
         } = self;
         let sentinel = match sentinel(&launched.child) {
@@ -576,7 +619,7 @@ impl Starting {
                 return Err(refused("make an event descriptor")(error));
             }
         };
-        let life = Arc::new(Life::new(name, is_daemon, &launched.child, sentinel));
+        let life = Arc::new(Life::new(name, is_daemon, is_bound, &launched.child, sentinel));
         children::add(&life);
         if let Some(ears) = ears {
             let number = ears.number();
@@ -591,7 +634,10 @@ impl Starting {
             heard.listen(ears, &speaker);
             care.heard = Some((ears, number));
         }
-        let told = match is_daemon {
+        if !is_bound {
+            care.orphans = Orphans::of(&launched.child);
+        }
+        let told = match is_bound {
             true => None,
             false => launched.greeting.sent(),
         };
@@ -629,7 +675,7 @@ mod tests {
     fn kills_for_want_of_memory_are_counted_from_the_first_process_on() {
         init();
         let message = Outgoing::new(kind::TASK, Outgoing::buffer(0), Vec::new());
-        assert!(Process::builder().prepare("a", Ok(message)).is_ok());
+        assert!(Process::builder().prepare("a".to_owned(), message).is_ok());
         assert_eq!(claim::has_begun(), cgroup::own_kills().is_some());
     }
 }

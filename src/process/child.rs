@@ -210,6 +210,11 @@ impl Killer {
         self.pidfd.as_ref()
     }
 
+    /// What the process has in its environment and no other.
+    pub(super) fn marker(&self) -> &str {
+        &self.marker
+    }
+
     /// Whether the process has ended, buried or not.
     pub(crate) fn has_ended(&self) -> bool {
         self.pidfd.as_ref().is_none_or(|pidfd| has_ended(pidfd))

@@ -153,7 +153,7 @@ pub async fn join_children() {
     }
 }
 
-/// The same, at the end of a process that is no daemon.
+/// The same, at the end of a process.
 pub(crate) fn join_all() {
     if children().is_empty() {
         return;
@@ -170,11 +170,12 @@ pub(crate) fn join_all() {
 }
 
 /// Runs a program's `main`: [`init`](crate::init()), then `main` on a multi-thread tokio runtime, then
-/// [`join_children`].
+/// [`join_children`]. A `main` that panics or calls `exit` ends the program at once, and leaves processes that are no
+/// daemons to the system.
 ///
 /// # Panics
 ///
-/// When the system cannot give a runtime what it needs, as `#[tokio::main]` does.
+/// When `main` does, or when the system cannot give a runtime what it needs, as `#[tokio::main]` does.
 ///
 /// # Examples
 ///

@@ -24,22 +24,28 @@ use crate::runtime;
 ///
 /// The process is this program, started again, as a pool's worker is. It runs the function and ends; the value comes
 /// back with [`join`](Self::join). It is no worker: it runs nothing else, may start pools and processes of its own, and
-/// unless it is a [daemon](ProcessBuilder::daemon) it lives on when its parent ends.
+/// unless it is a [daemon](ProcessBuilder::daemon), or inside a worker, it lives on when its parent ends.
+/// [`what_happens_when`](crate::what_happens_when) lists what can become of it.
 ///
 /// A handle. Dropping it detaches: the process goes on, and is reaped when it ends. [`join_children`](crate::join_children)
 /// waits for those too, and [`active_children`](crate::active_children) has them all.
 ///
 /// Standard input is empty. Standard output and standard error are those of this process, unless the
-/// [builder](ProcessBuilder::stdout) says otherwise.
+/// [builder](ProcessBuilder::stdout) says otherwise. While the process runs, this one has three descriptors for it, and
+/// one more for each of the two that does not go where this one's goes; while it starts, up to eight more.
 ///
 /// The process ends when the function has returned and the processes that it has itself started this way have ended.
 /// Threads and tasks that the function leaves running are not waited for; exit handlers run.
 ///
 /// # Exit codes
 ///
-/// 0 when the function has returned, whatever its value; 101 when it, or its initializer, panicked, as that of a program
-/// whose `main` does; 71 when the initializer failed, the argument could not be decoded or the value not be encoded;
-/// what it said, when it called `exit`; the negated number of a signal that ended it.
+/// - 0 when the function has returned, whatever its value.
+/// - 101 when it, or its initializer, panicked, as that of a program whose `main` does.
+/// - 71 when its argument could not be decoded or its value not be sent, and when it was never called, because the
+///   initializer failed or the process could not set itself up.
+/// - 70 when the program never called [`init`](crate::init()) and would have run its `main` again.
+/// - What it said, when it called `exit`.
+/// - The negated number of the signal that ended it.
 ///
 /// # Examples
 ///
@@ -201,8 +207,8 @@ impl<R> Process<R> {
     }
 
     /// Kills the process, by a SIGKILL, with all of its process group: what it started and that made no group of its
-    /// own. A [daemon](ProcessBuilder::daemon) is killed with all that it started. That it has ended already is no
-    /// error.
+    /// own. A [daemon](ProcessBuilder::daemon), or one inside a worker, is killed with all that it started. That it has
+    /// ended already is no error.
     ///
     /// # Errors
     ///

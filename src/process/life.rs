@@ -26,6 +26,7 @@ use super::handshake::{Greeting, HandshakeError, HandshakeFailure, TURN, handsha
 use super::launch::{Launched, Report};
 use super::listen::Ears;
 use super::memory::WorkerMemory;
+use super::orphans::Orphans;
 use super::spawn::Program;
 use crate::error::StartPhase;
 use crate::shared::ledger::Ledger;
@@ -47,6 +48,8 @@ pub(crate) struct Life {
     pub(crate) pid: u32,
     pub(crate) name: String,
     pub(crate) is_daemon: bool,
+    /// What it started ends with it.
+    is_bound: bool,
     pub(crate) killer: Arc<Killer>,
     /// Readable when it has ended.
     pub(crate) sentinel: Arc<OwnedFd>,
@@ -69,11 +72,18 @@ pub(crate) enum Outcome {
 }
 
 impl Life {
-    pub(crate) fn new(name: String, is_daemon: bool, child: &Child, sentinel: Arc<OwnedFd>) -> Self {
+    pub(crate) fn new(
+        name: String,
+        is_daemon: bool,
+        is_bound: bool,
+        child: &Child,
+        sentinel: Arc<OwnedFd>,
+    ) -> Self {
         Self {
             pid: child.pid(),
             name,
             is_daemon,
+            is_bound,
             killer: child.killer(),
             sentinel,
             is_signalled: AtomicBool::new(false),
@@ -122,10 +132,10 @@ impl Life {
         self.killer.signal(signal)
     }
 
-    /// Kills it, with its group, and a daemon with all that it started.
+    /// Kills it, with its group or with all that it started.
     pub(crate) fn kill(&self) -> io::Result<()> {
         self.is_signalled.store(true, Ordering::Release);
-        if self.is_daemon {
+        if self.is_bound {
             self.killer.kill();
         } else {
             self.killer.send(Signal::KILL);
@@ -144,6 +154,8 @@ pub(crate) struct Care {
     pub(crate) initializer: Option<String>,
     pub(crate) max_frame_size: u64,
     pub(crate) memory: WorkerMemory,
+    /// What it will leave to this process.
+    pub(crate) orphans: Option<Orphans>,
     /// Where what it prints is heard, and its number there.
     pub(crate) heard: Option<(&'static Arc<Ears>, u64)>,
 }
@@ -151,7 +163,7 @@ pub(crate) struct Care {
 /// Lives with a process until it is over.
 ///
 /// Must run on the library's runtime.
-pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
+pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
     let Launched {
         child,
         connection,
@@ -190,11 +202,15 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
         failure = Some(Trouble::Nonsense(fault));
     }
     let answer = said.outcome;
+    let orphans = match care.orphans.take() {
+        Some(orphans) => orphans.gather().await,
+        None => None,
+    };
     let status = life.killer.status();
     if life.status.set(status).is_err() {
         debug_assert!(false, "a process ends once");
     }
-    if life.is_daemon {
+    if life.is_bound {
         child.wait().await;
     } else {
         child.bury();
@@ -240,6 +256,9 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, care: Care) {
     children::forget(&life);
     life.is_over.get_or_init(|| ());
     life.over.notify(usize::MAX);
+    if let Some((orphans, living)) = orphans {
+        orphans.bury(living).await;
+    }
 }
 
 /// Whether a process that never was ready was ended by somebody, and is itself not to blame. A signal that comes while

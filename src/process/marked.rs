@@ -30,13 +30,18 @@ static WAITING: Mutex<Waiting> = Mutex::new(Waiting {
     searching: false,
 });
 
+/// What is in the environment of a process with `marker`, and in that of whoever it starts.
+pub(super) fn mark(marker: &str) -> String {
+    format!("{}={marker}", init::MARKER)
+}
+
 /// Kills every process that has `marker`, the value of the variable, in its environment.
 pub(super) async fn kill(marker: &str) {
     if !can_see() {
         return;
     }
     let (done, is_done) = oneshot::channel();
-    let mark = format!("{}={marker}", init::MARKER);
+    let mark = mark(marker);
     let is_first = {
         let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.marks.push((mark, done));
@@ -100,7 +105,8 @@ fn kill_all(marks: &[String]) {
     }
 }
 
-fn is_marked(pid: Pid, marks: &[String]) -> bool {
+/// Whether a process has one of `marks` in its environment. One that has ended has none.
+pub(super) fn is_marked(pid: Pid, marks: &[String]) -> bool {
     // Those of other users cannot be read, nor killed.
     let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else {
         return false;

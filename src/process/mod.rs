@@ -12,6 +12,7 @@ pub(crate) mod memory;
 pub(crate) mod child;
 pub(crate) mod descendants;
 mod marked;
+mod orphans;
 pub(crate) mod handshake;
 pub(crate) mod life;
 pub(crate) mod children;

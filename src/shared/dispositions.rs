@@ -5,14 +5,14 @@
     reason = "what a signal does can be asked and set through the C library only"
 )]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use rustix::process::Signal;
 
 /// The C library's `struct sigaction`, and room to spare. It is copied from there and back as a whole, or all zeros
-/// but for its first word: the handler comes first in glibc and in musl, and zeros are no flags and an empty mask.
+/// but for the handler, which comes first in glibc and in musl, and perhaps the flags; zeros are an empty mask.
 #[repr(C, align(16))]
 struct Action([usize; 64]);
 
@@ -22,6 +22,12 @@ struct Mask([u64; 16]);
 
 const SIG_DFL: usize = 0;
 const SIG_IGN: usize = 1;
+/// Where the flags are among the words of an [`Action`]: behind the handler and a mask of 1024 bits. They are the low
+/// half of a word, for the machine is little endian.
+const FLAGS: usize = 17;
+const SA_SIGINFO: usize = 4;
+/// The code of a signal that the kernel sends by itself.
+const SI_KERNEL: c_int = 0x80;
 const SIG_UNBLOCK: c_int = 1;
 const SIG_SETMASK: c_int = 2;
 /// The last of the real-time signals.
@@ -109,24 +115,28 @@ pub(crate) fn reset_for_worker() {
 /// The parent of this worker, before anything happened to it.
 static PARENT: AtomicI32 = AtomicI32::new(0);
 
-/// Lets a worker outlive the moment of its parent's end. Where one of its group is stopped then, the kernel sends the
-/// group a SIGHUP, and the worker must not die of it before it has seen to what left the group. Any other SIGHUP does
-/// what it always does.
+/// Lets this process outlive the moment of its parent's end. Where one of its group is stopped then, the kernel sends
+/// the group a SIGHUP: a worker must not die of it before it has seen to what left the group, and a process of its own
+/// must not die of it at all. A SIGHUP that somebody sends does what it always does, then and later.
 pub(crate) fn outlive_parent() {
     let hangup = Signal::HUP.as_raw();
     if action(hangup).is_none_or(|action| action.disposition() != Disposition::Default) {
         return;
     }
     PARENT.store(parent(), Ordering::Relaxed);
-    let handler: extern "C" fn(c_int) = hang_up;
-    let action = Action::new(handler as usize);
-    // SAFETY: an `Action` is as large as the C library's; the handler has the type that one without flags has, and
+    let handler: extern "C" fn(c_int, *const [c_int; 3], *mut c_void) = hang_up;
+    let mut action = Action::new(handler as usize);
+    action.0[FLAGS] = SA_SIGINFO;
+    // SAFETY: an `Action` is as large as the C library's; the handler has the type that one with this flag has, and
     // calls nothing but what may be called in one.
     unsafe { sigaction(hangup, &raw const action, ptr::null_mut()) };
 }
 
-extern "C" fn hang_up(_: c_int) {
-    if parent() == PARENT.load(Ordering::Relaxed) {
+extern "C" fn hang_up(_: c_int, info: *const [c_int; 3], _: *mut c_void) {
+    // SAFETY: what the kernel gives begins with the signal, an error and a code.
+    let [_, _, code] = unsafe { info.read() };
+    let is_of_parents_end = code == SI_KERNEL && parent() != PARENT.load(Ordering::Relaxed);
+    if !is_of_parents_end {
         suffer(Signal::HUP);
     }
 }

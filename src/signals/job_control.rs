@@ -1,4 +1,4 @@
-//! Ctrl-Z and `fg`: workers stop and go on with the program.
+//! Ctrl-Z and `fg`: workers and processes stop and go on with the program.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,13 @@ use crate::shared::ledger::clock;
 /// When this process was suspended, in nanoseconds on [`clock`]: from, to. The last has no end while it lasts.
 static SUSPENSIONS: Mutex<Vec<(u64, Option<u64>)>> = Mutex::new(Vec::new());
 
-/// From now on, Ctrl-Z stops the workers of all pools with the program, and `fg`, `bg` or `kill -CONT` continue them
-/// with it. It cannot be taken back; calling it again is harmless.
+/// From now on, Ctrl-Z stops the workers of all pools, and every [`Process`](crate::Process), with the program, and `fg`,
+/// `bg` or `kill -CONT` continue them with it. It cannot be taken back; calling it again is harmless.
 ///
-/// Workers are stopped with SIGSTOP, with all that they started in their process group. The
+/// They are stopped with SIGSTOP, with all that they started in their process group. The
 /// [timeouts](crate::Task::timeout) of tasks do not run on while they are stopped in this way; queue timeouts and
-/// deadlines do, as clocks do. Workers of pools inside of workers are not stopped, unless
-/// this is called there. A program that is stopped by SIGSTOP, which cannot be heard of, is stopped alone.
+/// deadlines do, as clocks do. What workers and processes have started with this library is not stopped, unless this is
+/// called there. A program that is stopped by SIGSTOP, which cannot be heard of, is stopped alone.
 ///
 /// It handles SIGTSTP. A program that does so itself, to restore the terminal, say, calls [`suspend`] there instead.
 ///
@@ -47,14 +47,14 @@ pub fn job_control() -> io::Result<()> {
     Ok(())
 }
 
-/// Stops the workers of all pools and then this process, as Ctrl-Z does with [`job_control`]. Returns when the process
-/// is continued, and its workers are.
+/// Stops the workers of all pools, and every [`Process`](crate::Process), and then this program, as Ctrl-Z does with
+/// [`job_control`]. Returns when the program is continued, and they are.
 ///
-/// Where nothing could continue it, in a process group that no shell looks after, the process is not stopped.
+/// Where nothing could continue it, in a process group that no shell looks after, the program is not stopped.
 ///
 /// # Blocking
 ///
-/// It blocks until the process is continued, as does every thread.
+/// It blocks until the program is continued, as does every thread.
 pub fn suspend() {
     static SUSPENDING: Mutex<()> = Mutex::new(());
     let _suspending = SUSPENDING.lock().unwrap_or_else(PoisonError::into_inner);

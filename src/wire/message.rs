@@ -91,8 +91,13 @@ pub(crate) enum Role {
     /// To run one function.
     Process {
         name: String,
-        /// It ends with its parent, and starts no processes.
+        /// It starts no processes.
         is_daemon: bool,
+        /// It ends when its parent does, and takes along what it started: as a daemon, or because the parent itself is
+        /// bound to the end of another.
+        is_bound: bool,
+        /// It adopts what is orphaned below it while it runs, and buries it, for its parent would have to.
+        adopts: bool,
         parent: Parent,
     },
 }

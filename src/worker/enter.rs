@@ -80,9 +80,15 @@ pub(crate) fn run(depth: u32) -> ! {
             }
         }
     };
-    if is_free() {
-        // What it started is its own business; processes of the library's are waited for, as at the end of any parent.
+    if matches!(super::role(), Some(Role::Process { .. })) {
+        // Processes of the library's are waited for, as at the end of any parent.
         children::join_all();
+    }
+    if is_free() {
+        // What else it started is its own business.
+        if adopts() {
+            bury_all();
+        }
         exit(status);
     }
     // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
@@ -101,7 +107,12 @@ enum End {
 
 /// Whether this is a process of its own, which neither ends with its parent nor takes along what it started.
 pub(super) fn is_free() -> bool {
-    matches!(super::role(), Some(Role::Process { is_daemon: false, .. }))
+    matches!(super::role(), Some(Role::Process { is_bound: false, .. }))
+}
+
+/// Whether what is orphaned below this process becomes its child.
+fn adopts() -> bool {
+    matches!(super::role(), Some(Role::Process { adopts: true, .. }))
 }
 
 fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
@@ -160,7 +171,11 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         return Ok(copied.map_or(End::Exit(0), End::Copied));
     }
     if is_free() {
-        set_child_subreaper(None).ok();
+        if !adopts() {
+            set_child_subreaper(None).ok();
+        }
+        // The parent's end is no reason to go on for one that somebody has stopped.
+        set_parent_process_death_signal(None).ok();
     }
     receiver.set_limit(message_limit(welcome.max_frame_size));
     let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin)?);

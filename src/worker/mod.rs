@@ -84,6 +84,15 @@ pub(crate) fn role() -> Option<&'static Role> {
     identity().map(|identity| &identity.role)
 }
 
+/// Whether this process ends when its parent does. What it starts must then end with it.
+pub(crate) fn is_bound() -> bool {
+    match role() {
+        None => false,
+        Some(Role::Process { is_bound, .. }) => *is_bound,
+        Some(Role::Worker { .. } | Role::Template { .. }) => true,
+    }
+}
+
 fn identity() -> Option<&'static Identity> {
     *IDENTITY.read().unwrap_or_else(PoisonError::into_inner)
 }

@@ -30,6 +30,7 @@ mod duplex;
 mod large;
 mod panics;
 mod process;
+mod processes;
 mod stdio;
 mod output;
 mod trace_context;

@@ -133,7 +133,7 @@ async fn a_task_may_handle_signals() {
     unsafe_code,
     reason = "tokio has interrupted calls resumed where that is possible"
 )]
-fn interrupt_calls() {
+pub(crate) fn interrupt_calls() {
     unsafe extern "C" {
         safe fn siginterrupt(signal: c_int, interrupt: c_int) -> c_int;
     }

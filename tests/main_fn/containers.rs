@@ -11,6 +11,7 @@ use crate::fixture::{Scratch, program, run};
 
 crate::trials! {
     the_first_process_of_a_container_buries_whom_it_adopts
+    the_first_process_of_a_container_buries_what_its_processes_leave
     a_file_system_that_cannot_be_written_to_does_no_harm
     without_proc_there_are_workers
     with_the_proc_of_another_namespace_there_are_workers
@@ -38,8 +39,8 @@ fn as_nobody(limits: &[&str]) -> Option<Command> {
     Some(command)
 }
 
-/// What the program prints in namespaces of its own, behind a `script` that sets them up.
-fn unshared(namespaces: &[&str], script: &str) -> Option<String> {
+/// What the program `name` prints in namespaces of its own, behind a `script` that sets them up.
+fn unshared(name: &str, namespaces: &[&str], script: &str) -> Option<String> {
     // Those who are not root are so in a namespace of users.
     let user: &[&str] = if geteuid().is_root() {
         &[]
@@ -60,20 +61,27 @@ fn unshared(namespaces: &[&str], script: &str) -> Option<String> {
         return None;
     }
     let scratch = Scratch::new();
-    let copy = scratch.copy("confined");
+    let copy = scratch.copy(name);
     let script = format!("{script} exec {}", copy.display());
     Some(run(unshare().args(["sh", "-c", &script])).expect_success().stdout)
 }
 
 fn the_first_process_of_a_container_buries_whom_it_adopts() {
     let namespaces = ["--pid", "--fork", "--mount-proc", "--kill-child"];
-    if let Some(printed) = unshared(&namespaces, "") {
+    if let Some(printed) = unshared("confined", &namespaces, "") {
+        assert_eq!(printed, "ok, children: []\n");
+    }
+}
+
+fn the_first_process_of_a_container_buries_what_its_processes_leave() {
+    let namespaces = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+    if let Some(printed) = unshared("adopter", &namespaces, "") {
         assert_eq!(printed, "ok, children: []\n");
     }
 }
 
 fn a_file_system_that_cannot_be_written_to_does_no_harm() {
-    if let Some(printed) = unshared(&["--mount"], "mount -o remount,bind,ro / &&") {
+    if let Some(printed) = unshared("confined", &["--mount"], "mount -o remount,bind,ro / &&") {
         assert_eq!(printed, "ok, children: []\n");
     }
 }
@@ -83,13 +91,13 @@ fn without_proc_there_are_workers() {
     let namespaces = ["--mount", "--pid", "--fork", "--kill-child"];
     // More than one may be mounted there, one over the other.
     let script = "while umount -l /proc 2>/dev/null; do :; done; ! test -e /proc/self &&";
-    if let Some(printed) = unshared(&namespaces, script) {
+    if let Some(printed) = unshared("confined", &namespaces, script) {
         assert_eq!(printed, "ok, children: []\n");
     }
 }
 
 fn with_the_proc_of_another_namespace_there_are_workers() {
-    if let Some(printed) = unshared(&["--pid", "--fork", "--kill-child"], "") {
+    if let Some(printed) = unshared("confined", &["--pid", "--fork", "--kill-child"], "") {
         assert!(printed.starts_with("ok, "), "{printed}");
     }
 }

@@ -19,8 +19,13 @@ crate::trials! {
 }
 
 /// Starts the program and gives the numbers of its processes by kind.
-fn start(moment: &str, processes: usize) -> (Running, HashMap<String, u32>) {
-    let running = Running::start_command(Command::new(program("lineage")).arg(moment));
+pub(crate) fn start(moment: &str, processes: usize) -> (Running, HashMap<String, u32>) {
+    start_command(Command::new(program("lineage")).arg(moment), processes)
+}
+
+/// The same, through another program.
+pub(crate) fn start_command(command: &mut Command, processes: usize) -> (Running, HashMap<String, u32>) {
+    let running = Running::start_command(command);
     let said: HashMap<String, u32> = (0..processes)
         .map(|_| {
             let line = running.line();
@@ -33,13 +38,13 @@ fn start(moment: &str, processes: usize) -> (Running, HashMap<String, u32>) {
 }
 
 /// Whether the process runs: what has ended and waits for its burial does not.
-fn runs(pid: u32) -> bool {
+pub(crate) fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rfind(')')
         .is_some_and(|end| !stat[end + 2..].starts_with('Z'))
 }
 
-fn ended(pid: u32) {
+pub(crate) fn ended(pid: u32) {
     eventually("it has ended", || !runs(pid));
 }
 

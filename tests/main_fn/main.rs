@@ -10,6 +10,7 @@ mod documented;
 mod entry;
 mod orphans;
 mod lineage;
+mod bereft;
 mod containers;
 mod auto_init;
 mod tasks;
@@ -24,6 +25,7 @@ fn main() {
         entry::trials(),
         orphans::trials(),
         lineage::trials(),
+        bereft::trials(),
         containers::trials(),
         auto_init::trials(),
         tasks::trials(),

@@ -30,8 +30,8 @@ crate::trials! {
 const KINDS: usize = 9;
 
 /// The program, and a variable that it and all that come of it have in their environment.
-struct Family {
-    parent: Running,
+pub(crate) struct Family {
+    pub(crate) parent: Running,
     tag: String,
     /// Processes that have cleared theirs.
     bare: Vec<OwnedFd>,
@@ -39,12 +39,17 @@ struct Family {
 
 impl Family {
     fn start(arguments: &[&str]) -> Self {
+        Self::of("ancestor", arguments, Stdio::null())
+    }
+
+    /// A program whose errors go to `stderr`.
+    pub(crate) fn of(name: &str, arguments: &[&str], stderr: impl Into<Stdio>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let tag = format!("FAMILY=procession-{}-{number}", std::process::id());
-        let (name, value) = tag.split_once('=').unwrap();
-        let mut command = Command::new(program("ancestor"));
-        command.args(arguments).env(name, value).stderr(Stdio::null());
+        let (variable, value) = tag.split_once('=').unwrap();
+        let mut command = Command::new(program(name));
+        command.args(arguments).env(variable, value).stderr(stderr);
         Self {
             parent: Running::start_command(&mut command),
             tag,
@@ -95,7 +100,7 @@ impl Family {
     }
 
     #[track_caller]
-    fn is_gone(&self) {
+    pub(crate) fn is_gone(&self) {
         let mut left = Vec::new();
         eventually("nobody is left", || {
             left = self.living();
