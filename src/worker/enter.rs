@@ -30,8 +30,7 @@ use crate::wire::buffers;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
-    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, WELCOME_FDS, Welcome, WorkerLimits, kind,
-    message_limit,
+    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, WELCOME_FDS, Welcome, kind, message_limit,
 };
 use crate::wire::transport::{Outbox, Received, Receiver, send};
 
@@ -112,23 +111,12 @@ fn work(depth: u32) -> io::Result<()> {
     let replies = Arc::new(Replies::new(connection, ledger, greeted)?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
-    // Before anything of the program's runs, and before limits that threads inherit; else behind what the parent
-    // waits for, and before the first task.
-    let is_plain = welcome.initializer.is_none() && welcome.limits == WorkerLimits::default();
-    let watch = || {
-        watch::start(
-            Arc::clone(&inbox),
-            Arc::clone(&replies),
-            control,
-            Arc::clone(&aborts),
-        )
-    };
-    let watch = if is_plain {
-        Some(watch)
-    } else {
-        watch()?;
-        None
-    };
+    watch::start(
+        Arc::clone(&inbox),
+        Arc::clone(&replies),
+        control,
+        Arc::clone(&aborts),
+    )?;
 
     let prepare = || -> Result<Ready, InitFailure> {
         let ready = limits::apply(&welcome.limits, &replies)?;
@@ -153,9 +141,6 @@ fn work(depth: u32) -> io::Result<()> {
             message_bytes(&failure, &mut bytes);
             return replies.send(&Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()), 0);
         }
-    }
-    if let Some(watch) = watch {
-        watch()?;
     }
     let limits = Limits {
         max_frame_size: welcome.max_frame_size,
