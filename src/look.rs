@@ -1,7 +1,9 @@
 //! Looking again, for a bounded while, before sleeping.
 //!
 //! Waking a core that sleeps costs more than a whole call into another process. Who expects something soon looks for it
-//! for a while instead; and who has looked in vain looks less often, so that what comes rarely costs nothing.
+//! for a while instead; and who has looked in vain looks less often, so that what comes rarely costs nothing. Where
+//! others compute on the same processor, nobody looks for a while: who has used up a turn by looking waits the longer for
+//! the next.
 
 use std::hint::spin_loop;
 use std::time::{Duration, Instant};
@@ -10,8 +12,14 @@ use std::time::{Duration, Instant};
 const GLANCES: u32 = 32;
 /// When so much time is missing between two readings, somebody else had the processor, and needs it more.
 const CROWDED: Duration = Duration::from_micros(20);
+/// When so much is missing, somebody else was given a turn of the processor and used it up: there is work for it.
+const TAKEN: Duration = Duration::from_micros(500);
 /// After so many misses in a row, one of 64 times is used.
 const RAREST: u32 = 6;
+/// How long nobody looks when the processor was taken. It doubles when that happens again within so many times the rest.
+const REST: Duration = Duration::from_millis(4);
+const LONGEST_REST: Duration = Duration::from_millis(256);
+const AGAIN: u32 = 16;
 
 /// How long to look, and whether it has been worth it.
 #[derive(Debug, Default)]
@@ -21,6 +29,10 @@ pub(crate) struct Looks {
     misses: u32,
     /// Times that will not be used.
     skip: u32,
+    /// The processor was taken, and is not asked for again so soon.
+    rests: bool,
+    /// The end of the last rest, and how long it was.
+    rest: Option<(Instant, Duration)>,
 }
 
 impl Looks {
@@ -30,6 +42,8 @@ impl Looks {
             bound,
             misses: 0,
             skip: 0,
+            rests: false,
+            rest: None,
         }
     }
 
@@ -39,7 +53,27 @@ impl Looks {
             self.skip -= 1;
             return false;
         }
+        if self.rests && self.rest.is_some_and(|(until, _)| Instant::now() < until) {
+            return false;
+        }
+        self.rests = false;
         !self.bound.is_zero()
+    }
+
+    /// Nothing has come in time.
+    fn miss(&mut self) {
+        self.misses = (self.misses + 1).min(RAREST);
+        self.skip = (1 << self.misses) - 1;
+    }
+
+    /// The processor was taken.
+    fn rest(&mut self, now: Instant) {
+        let time = match self.rest {
+            Some((until, time)) if now < until + AGAIN * time => (2 * time).min(LONGEST_REST),
+            _ => REST,
+        };
+        self.rests = true;
+        self.rest = Some((now + time, time));
     }
 
     /// Looks until `glance` finds something, or time is up.
@@ -60,15 +94,18 @@ impl Looks {
             if now - last > CROWDED {
                 // That says little of what is waited for.
                 self.misses = self.misses.max(1);
+                self.skip = (1 << self.misses) - 1;
+                if now - last > TAKEN {
+                    self.rest(now);
+                }
                 break;
             }
             if now - start > self.bound {
-                self.misses = (self.misses + 1).min(RAREST);
+                self.miss();
                 break;
             }
             last = now;
         }
-        self.skip = (1 << self.misses) - 1;
         // It may have come while somebody else had the processor.
         glance()
     }
@@ -82,7 +119,13 @@ mod tests {
 
     fn used(looks: &mut Looks, times: usize) -> usize {
         (0..times)
-            .filter(|_| looks.begin() && looks.look(|| None::<()>).is_none())
+            .filter(|_| {
+                let begins = looks.begin();
+                if begins {
+                    looks.miss();
+                }
+                begins
+            })
             .count()
     }
 
@@ -104,6 +147,29 @@ mod tests {
             (glances > 3).then_some(glances)
         });
         assert_eq!(found, Some(4));
+        assert!(looks.begin() && looks.begin());
+    }
+
+    #[test]
+    fn who_finds_the_processor_taken_again_and_again_rests_ever_longer() {
+        let mut looks = Looks::new(LONG);
+        let mut now = Instant::now() + LONG;
+        for rest in [4, 8, 16, 32, 64, 128, 256, 256].map(Duration::from_millis) {
+            looks.rest(now);
+            assert!(!looks.begin());
+            now += rest;
+            assert_eq!(looks.rest, Some((now, rest)));
+            now += 15 * rest;
+        }
+        now += 16 * LONGEST_REST;
+        looks.rest(now);
+        assert_eq!(looks.rest, Some((now + REST, REST)));
+    }
+
+    #[test]
+    fn a_rest_ends() {
+        let mut looks = Looks::new(LONG);
+        looks.rest(Instant::now() - REST);
         assert!(looks.begin() && looks.begin());
     }
 

@@ -1,6 +1,7 @@
 //! What figures were measured on.
 
 use std::fs;
+use std::time::Duration;
 
 /// The machine in a line.
 pub(crate) fn machine() -> String {
@@ -32,4 +33,18 @@ pub(crate) fn version() -> String {
 pub(crate) fn load() -> String {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     load.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Waits until nobody else runs, for two seconds at most: the kernel may still take back the memory of what has ended.
+pub(crate) fn settle() {
+    let mut quiet = 0;
+    for _ in 0..200 {
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let running = load.split(' ').nth(3).and_then(|tasks| tasks.split('/').next());
+        quiet = if running == Some("1") { quiet + 1 } else { 0 };
+        if quiet == 3 {
+            return;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
 }

@@ -15,7 +15,8 @@
 //! cannot be had is skipped with a message. `PROCESSION_BENCH_PYTHON` names the interpreter, else the newest is taken. There go `report.md`, `figures.json` and `peers.svg` as well.
 //!
 //! Every measurement has a process of its own, so that none inherits another's heap, threads or warm pages. Rounds go
-//! over all workloads and peers before the next begins, so that a machine that slows down slows all of them.
+//! over all workloads and peers before the next begins, so that a machine that slows down slows all of them; each begins
+//! with another peer, and a measurement when what ran before it has ended for good.
 
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
 
@@ -233,7 +234,11 @@ fn measure_all(
     let mut results = Results::default();
     for round in 1..=request.rounds {
         for workload in &request.workloads {
-            for peer in request.peers.iter().filter(|peer| workload.has(peer)) {
+            let mut peers: Vec<_> = request.peers.iter().filter(|peer| workload.has(peer)).collect();
+            // In another order each time: none always comes behind the same other.
+            let first = (round - 1) % peers.len().max(1);
+            peers.rotate_left(first);
+            for peer in peers {
                 let command = match peer.by {
                     By::ThisProgram => Some(measure::command(&[peer.key, workload.key, request.scale.key])?),
                     By::RustPeers => rust.map(|rust| rust.command(peer, workload, request.scale)),
@@ -242,6 +247,7 @@ fn measure_all(
                         .map(|python| python.command(peer, workload, request.scale)),
                 };
                 let Some(command) = command else { continue };
+                machine::settle();
                 match measure::run(command) {
                     Ok(figures) => results.add(workload.key, peer.key, round, &figures),
                     Err(error) => {

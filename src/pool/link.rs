@@ -430,8 +430,10 @@ impl Link {
         for link in links {
             link.flush();
             // Whoever has the lock handles what comes.
-            let Ok(mut reader) = link.reader.try_lock() else {
-                continue;
+            let mut reader = match link.reader.try_lock() {
+                Ok(reader) => reader,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => continue,
             };
             let begun = reader.begin(link, shared);
             if let Ok(Some(position)) = begun {

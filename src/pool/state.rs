@@ -36,16 +36,12 @@ const WAITING_BYTES: usize = 1 << 20;
 
 /// What it takes to wake a worker. A task that has its turn sooner waits for it at a busy one.
 const WAKING: Duration = Duration::from_micros(50);
-/// What it takes to have two processes take turns on a processor. With tasks that are sooner over, this process has as
-/// much to do as a worker.
+/// What it takes to have two processes take turns on a processor.
 const SWITCHING: Duration = Duration::from_micros(5);
 /// Bytes that tasks may add up to which wait although others are idle.
 const GATHERED_BYTES: usize = 16 << 10;
 /// After about so many tasks, a long one counts for less than half.
 const REMEMBERED: u32 = 128;
-/// The same for tasks that are expected to be over sooner than a worker is woken or switched to: what interrupts one of
-/// them makes it seem long.
-const LATELY: u32 = 16;
 
 /// How large a pool may be, and what it takes.
 #[derive(Clone, Copy, Debug)]
@@ -229,8 +225,6 @@ pub(crate) struct State<P> {
     run_time: Option<Duration>,
     /// The longest run time of late.
     longest: Duration,
-    /// The longest run time of the last few tasks.
-    longest_lately: Duration,
     /// As `run_time`, but the few that are much longer than the rest count for little.
     usual: Duration,
     actions: VecDeque<Action<P>>,
@@ -253,7 +247,6 @@ impl<P: Clone> State<P> {
             depth: 1,
             run_time: None,
             longest: Duration::ZERO,
-            longest_lately: Duration::ZERO,
             usual: Duration::ZERO,
             actions: VecDeque::new(),
             has_answers: false,
@@ -671,7 +664,6 @@ impl<P: Clone> State<P> {
         self.run_time = Some(average);
         self.longest = run_time.max(self.longest - self.longest / REMEMBERED);
         self.usual = (self.usual * 7 + run_time.min(4 * self.usual + SWITCHING / 4)) / 8;
-        self.longest_lately = run_time.max(self.longest_lately - self.longest_lately / LATELY);
         let fitting = WAITING_WORK.as_nanos() / average.as_nanos().max(1);
         self.depth = usize::try_from(fitting).unwrap_or(DEEPEST).clamp(1, DEEPEST);
     }
@@ -824,15 +816,14 @@ impl<P: Clone> State<P> {
     /// The busy worker at which the next task will have its turn before an idle one has woken up. To wake another is
     /// of no use where the processors are busy.
     fn gather(&self) -> Option<usize> {
-        let near = self.near(self.workers.total().busy);
-        if near.is_zero() || !self.has_idle_lane() {
+        if !self.gathers() || self.workers.total().busy < self.sizing.processors || !self.has_idle_lane() {
             return None;
         }
         let (index, len) = self
             .workers
             .least_loaded(u16::try_from(self.sizing.lanes).ok()?)?;
         let bytes = self.workers[index].in_flight.bytes() + self.queue.front_bytes();
-        let is_near = len < self.at_hand(near) && bytes <= GATHERED_BYTES && self.has_room(index);
+        let is_near = len < self.at_hand() && bytes <= GATHERED_BYTES && self.has_room(index);
         // What waits there takes room in the queue.
         let fits = || {
             let bytes = self.queue.front_bytes();
@@ -845,28 +836,18 @@ impl<P: Clone> State<P> {
         (is_near && fits()).then_some(index)
     }
 
-    /// How long short tasks may wait at busy workers while others are idle, when so many are busy.
-    fn near(&self, busy: usize) -> Duration {
-        let processors = self.sizing.processors;
-        if self.priorities == Priorities::Different || self.run_time.is_none() {
-            Duration::ZERO
-        } else if self.size > processors && busy >= processors && self.longest <= WAKING {
-            WAKING
-        } else if self.size >= processors
-            && busy.saturating_add(1) >= processors
-            && self.longest_lately <= SWITCHING
-        {
-            // One processor is for this process.
-            SWITCHING
-        } else {
-            Duration::ZERO
-        }
+    /// Whether short tasks may wait at busy workers while others are idle.
+    fn gathers(&self) -> bool {
+        self.size > self.sizing.processors
+            && self.priorities != Priorities::Different
+            && self.run_time.is_some()
+            && self.longest <= WAKING
     }
 
-    /// How many tasks a worker does in that time.
-    fn at_hand(&self, near: Duration) -> usize {
+    /// How many tasks a worker does while another wakes up.
+    fn at_hand(&self) -> usize {
         let run_time = self.run_time.unwrap_or(WAKING).as_nanos().max(1);
-        usize::try_from(near.as_nanos() / run_time).unwrap_or(usize::MAX)
+        usize::try_from(WAKING.as_nanos() / run_time).unwrap_or(usize::MAX)
     }
 
     /// What `worker` runs has turned out to be long: what waits there is taken back.
@@ -889,7 +870,7 @@ impl<P: Clone> State<P> {
         if self.workers.len() < 2 || !self.has_idle_lane() {
             return;
         }
-        let near = self.at_hand(self.near(self.sizing.processors));
+        let near = if self.gathers() { self.at_hand() } else { 0 };
         if let Some((fullest, waiting)) = self.workers.most_waiting()
             && waiting > near
         {

@@ -33,8 +33,8 @@ use crate::wire::buffers;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{
-    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, Stdout, WELCOME_FDS, Welcome, WorkerLimits,
-    kind, message_limit,
+    Failure, Hello, InitFailure, MAGIC, PROTOCOL, Ready, Role, Stdout, WELCOME_FDS, Welcome, kind,
+    message_limit,
 };
 use crate::wire::transport::{Outbox, Received, Receiver, is_disconnect, send};
 
@@ -182,24 +182,13 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
-    // Before anything of the program's runs, and before limits that threads inherit; else behind what the parent
-    // waits for, and before the first task.
-    let is_plain = welcome.initializer.is_none() && welcome.limits == WorkerLimits::default();
-    let watch = || {
-        watch::start(
-            Arc::clone(&inbox),
-            Arc::clone(&replies),
-            control,
-            Arc::clone(&aborts),
-            pipes,
-        )
-    };
-    let watch = if is_plain {
-        Some(watch)
-    } else {
-        watch()?;
-        None
-    };
+    watch::start(
+        Arc::clone(&inbox),
+        Arc::clone(&replies),
+        control,
+        Arc::clone(&aborts),
+        pipes,
+    )?;
 
     let initializer = welcome.initializer.take();
     let prepare = || -> Result<Ready, InitFailure> {
@@ -230,9 +219,6 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
                 _ => EXIT_FAILED,
             }));
         }
-    }
-    if let Some(watch) = watch {
-        watch()?;
     }
     let limits = Limits {
         max_frame_size: welcome.max_frame_size,

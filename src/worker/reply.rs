@@ -231,7 +231,7 @@ impl Replies {
         Ok(true)
     }
 
-    /// Another task starts `now`: what the parent has not taken by then may have to be sent while that runs.
+    /// Another task starts or goes on `now`: what the parent has not taken by then may have to be sent while that runs.
     pub(super) fn leave_behind(&self, now: u64) -> io::Result<()> {
         if !self.delivery().is_behind() {
             return Ok(());
@@ -369,8 +369,10 @@ impl Replies {
 
     /// Makes what is in front of the end count; `true` when the parent takes it.
     fn commit(&self, state: &mut State) -> bool {
+        let is_behind = self.delivery().is_behind();
         let parent_takes = self.delivery().commit(state.end);
-        if parent_takes {
+        // What it has not come for yet goes on waiting.
+        if parent_takes && !is_behind {
             state.waits_since = None;
         }
         parent_takes

@@ -181,6 +181,8 @@ fn serve_many(
             footprint.measure(replies.ledger());
             let now = clock();
             replies.send_soon(&reply?, id, now, now.saturating_sub(began))?;
+            // What is polled next may compute for long, and the parent may not come for what it was left.
+            replies.leave_behind(now)?;
             replies.ledger().finish(lane);
             aborts.lock().remove(&id);
             free.push(lane);

@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::fuse::{FUSE, within};
 use crate::gate::{gate, wait_at};
-use crate::scene::{alone, gone, pids, runtime, signal};
+use crate::scene::{alone, gone, pids, runtime, same, signal};
 
 /// Never, as long as by default, and for longer than anything here takes.
 const SPINS: [Option<Duration>; 3] = [Some(Duration::ZERO), None, Some(Duration::from_secs(1))];
@@ -406,4 +406,35 @@ async fn who_looks_without_end_is_refused() {
     within(Pool::builder().workers(1).spin(Duration::from_secs(1)).build())
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_done_arrives_while_another_task_of_its_worker_blocks() {
+    let builder = Pool::builder().workers(1).tasks_per_worker(8);
+    let pool = within(builder.stdout(Output::null()).stderr(Output::null()).build())
+        .await
+        .unwrap();
+    for _ in 0..30 {
+        // Of many callers one looks for the answers of all, and leaves when it has its own.
+        let callers = (0..6).map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                for n in 0..20 {
+                    assert_eq!(pool.apply(same::<u32>, n).await.unwrap(), n);
+                }
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            within(caller).await.unwrap();
+        }
+        let short: Vec<_> = (0..5).map(|n| pool.apply_async(same::<u32>, n)).collect();
+        let (mut gate, argument) = gate();
+        let long = pool.apply_async(wait_at, argument);
+        gate.entered();
+        for (n, short) in (0..).zip(short) {
+            assert_eq!(within(short).await.unwrap(), n);
+        }
+        gate.open();
+        within(long).await.unwrap();
+    }
 }

@@ -462,6 +462,10 @@ fn a_template_that_is_killed_at_any_moment_costs_no_process() {
                     seed ^= seed >> 7;
                     seed ^= seed << 17;
                     let moment = Duration::from_micros(seed % 3000);
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "any moment will do, nothing waits for it"
+                    )]
                     let killer = std::thread::spawn(move || {
                         std::thread::sleep(moment);
                         if let Some(template) = template {
@@ -552,9 +556,12 @@ async fn threads_that_end_with_the_initializer_may_take_a_moment() {
                 }
             });
             // One that ends a little later, as any of the others may.
-            drop(std::thread::spawn(|| {
-                std::thread::sleep(Duration::from_millis(50))
-            }));
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it is to end late, and nothing waits for it"
+            )]
+            let late = || std::thread::sleep(Duration::from_millis(50));
+            drop(std::thread::spawn(late));
         },
         (),
     );
@@ -564,6 +571,10 @@ async fn threads_that_end_with_the_initializer_may_take_a_moment() {
 #[tokio::test]
 async fn what_the_initializer_started_ends_with_a_parent_that_is_killed() {
     /// Initializer: starts something in a session of its own, says who is there, and never ends.
+    #[expect(
+        clippy::zombie_processes,
+        reason = "it is left to whoever ends the initializer"
+    )]
     fn start(path: String) {
         let stray = std::process::Command::new("setsid")
             .args(["sleep", "1000"])

@@ -868,7 +868,10 @@ impl World {
             assert_eq!(queued, 0, "tasks wait in the queue while worker {idle} is idle");
             let is_up = |&worker: &usize| self.state.workers[worker].is_up();
             // Short tasks may have their turn before the idle one has woken up.
-            let near = self.state.at_hand(self.state.near(self.sizing.processors));
+            let near = match self.state.gathers() {
+                true => self.state.at_hand(),
+                false => 0,
+            };
             let stuck = workers
                 .clone()
                 .filter(is_up)
