@@ -116,6 +116,7 @@ fn run() -> Result<bool, Error> {
         eprintln!("starts: round {round} of {rounds}, load {}", machine::load());
         for (contender, _) in CONTENDERS {
             for &key in keys {
+                machine::settle();
                 let measured = match (contender.strip_prefix("python-"), &python) {
                     (None, _) => measure::run(measure::command(&[contender, key])?)?,
                     (Some(method), Some((python, _))) => measure::run(theirs(python, method, scale(key)))?,
