@@ -39,7 +39,7 @@ use crate::wire::message::{Control, Failure, kind};
 const LOSSES_BEFORE_START: u8 = 5;
 
 /// What a worker may take to give back or stop a cancelled task before it is stopped itself.
-const RECALL_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const RECALL_GRACE: Duration = Duration::from_secs(1);
 /// What a chunk may take to its next element, where it can end, before its worker is stopped.
 const CHUNK_GRACE: Duration = Duration::from_millis(10);
 /// Workers that may die of their first task, one after the other, before the next is started after a pause. Each is paid

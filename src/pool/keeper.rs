@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::call::{Call, Outcome};
-use super::dispatch::{Core, Shared};
+use super::dispatch::{Core, RECALL_GRACE, Shared};
 use super::in_flight::Stop;
 use super::link::Link;
 use super::state::WorkerState;
@@ -101,8 +101,12 @@ impl Shared {
                 Due::Wait { worker, process } => self.look_behind(worker, process),
                 Due::Stop { worker, process, id } => {
                     let mut core = self.lock();
-                    if core.link(worker, process).is_some() {
-                        core.state.unresponsive(worker, id);
+                    if let Some(link) = core.link(worker, process) {
+                        let started = link.ledger.started();
+                        let has_started = |id| started.iter().any(|started| started.id == id);
+                        if core.state.unresponsive(worker, id, has_started) {
+                            self.timers.insert(after(RECALL_GRACE), due);
+                        }
                         self.act(core);
                     }
                 }

@@ -688,12 +688,21 @@ impl<P: Clone> State<P> {
 
     /// The task `id`, which shall be stopped, has stood at the worker for too long: a recall is not answered, the task
     /// listens and does not end, or it blocks a worker that it shares. It is stopped the hard way.
-    pub(crate) fn unresponsive(&mut self, worker: usize, id: u64) {
+    ///
+    /// One that has not started never will, and is no reason to end another that runs in front of it. `true` then: it
+    /// is to be looked at again.
+    pub(crate) fn unresponsive(&mut self, worker: usize, id: u64, has_started: impl Fn(u64) -> bool) -> bool {
         let stuck = &self.workers[worker];
-        if stuck.is_up() && stuck.in_flight.get(id).is_some_and(Sent::is_stopping) {
-            self.stop_worker(worker);
-            self.dispatch();
+        if !stuck.is_up() || !stuck.in_flight.get(id).is_some_and(Sent::is_stopping) {
+            return false;
         }
+        let runs_another = || self.tasks_at(worker).any(|(other, _)| has_started(other));
+        if !has_started(id) && runs_another() {
+            return true;
+        }
+        self.stop_worker(worker);
+        self.dispatch();
+        false
     }
 
     fn stop_worker(&mut self, worker: usize) {

@@ -325,10 +325,16 @@ impl World {
             Event::Unresponsive(_) => {
                 let peer = &self.peers[worker];
                 if let Some(&id) = peer.settled.iter().chain(&peer.stopping).next() {
+                    let started = peer.running.clone();
+                    let is_wanted = |id| !peer.settled.contains(id) && !peer.stopping.contains(id);
+                    let is_spared = !started.contains(&id) && started.iter().any(is_wanted);
+                    let is_up = peer.process == Process::Runs;
                     self.hard = true;
-                    self.state.unresponsive(worker, id);
+                    let again = self.state.unresponsive(worker, id, |id| started.contains(&id));
+                    assert_eq!(again, is_spared && is_up);
                     self.act();
                     self.hard = false;
+                    assert!(!again || self.peers[worker].process == Process::Runs);
                 }
             }
             Event::Rescue(_) => {
