@@ -37,6 +37,10 @@ use crate::runtime;
 /// The process ends when the function has returned and the processes that it has itself started this way have ended.
 /// Threads and tasks that the function leaves running are not waited for; exit handlers run.
 ///
+/// # Cancel safety
+///
+/// Awaiting it is [`join`](Self::join): dropped before it is ready, the process is detached, and its value lost.
+///
 /// # Exit codes
 ///
 /// - 0 when the function has returned, whatever its value.

@@ -409,7 +409,7 @@ async fn options_without_a_meaning_are_refused() {
     // The reason stands in the error, and what is behind that only there.
     let (told, behind) = (error.to_string(), error.source().unwrap().to_string());
     assert!(
-        told.contains("cannot start the worker program /does/not/exist"),
+        told.contains("cannot start the program /does/not/exist"),
         "{told}"
     );
     assert!(
