@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use serde::de::Error as _;
 use serde::ser::Error as _;
@@ -137,7 +137,12 @@ impl fmt::Debug for Fd {
 
 impl Serialize for Fd {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let copy = self.0.try_clone().map_err(S::Error::custom)?;
+        let copy = self.0.try_clone().map_err(|error| {
+            let number = self.0.as_raw_fd();
+            S::Error::custom(format_args!(
+                "file descriptor {number} cannot be duplicated: {error}"
+            ))
+        })?;
         let index = match LEFT.get() {
             NOTHING => Err("a file descriptor can only travel in an argument or a result"),
             left if left >= MAX_FDS => Err("more than 253 file descriptors in one value"),

@@ -9,9 +9,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::buffers;
-use super::depth::{Bounded, DEEPEST, Depth};
-use super::encoder::Encoder;
+use super::depth::{Bounded, DEEPEST, Depth, pass_on};
+use super::encoder::{self, Encoder};
 use super::frame::SHORTEST_TAIL;
+use super::refusal;
 use super::tail::{Ending, Tail};
 use crate::shared::pages;
 use crate::shared::same::{is, known, known_ref, unknown};
@@ -136,11 +137,23 @@ pub(super) fn encode_with_tail<T: Serialize>(
 }
 
 #[cold]
-fn unencoded<T>(error: postcard::Error, limit: u64) -> Box<EncodeError> {
+fn unencoded<T>(error: encoder::Error, limit: u64) -> Box<EncodeError> {
+    let name = type_name::<T>();
     Box::new(match error {
-        postcard::Error::SerializeBufferFull => EncodeError::TooLarge { limit },
-        error => EncodeError::Refused(explain::<T>("encode", error)),
+        encoder::Error::TooLong => EncodeError::TooLarge { limit },
+        encoder::Error::UnknownLength => EncodeError::Refused(format!(
+            "cannot encode `{name}`: a sequence or map whose length is not known in advance \
+             (#[serde(flatten)] makes one); {ADVICE}"
+        )),
+        encoder::Error::Refused => EncodeError::Refused(format!("cannot encode `{name}`: {}", refusal())),
     })
+}
+
+/// What the value said, in what length an error may have.
+fn refusal() -> String {
+    let mut text = refusal::take();
+    truncate(&mut text, LONGEST_MESSAGE);
+    text
 }
 
 #[cold]
@@ -241,7 +254,8 @@ where
 {
     let too_deep = Cell::new(false);
     let decoded = catch_unwind(AssertUnwindSafe(|| {
-        let value = T::deserialize(Bounded::new(&mut deserializer, Depth::new(&too_deep, tail)))?;
+        let bounded = Bounded::new(&mut deserializer, Depth::new(&too_deep, tail));
+        let value = pass_on(T::deserialize(bounded))?;
         Ok((
             value,
             deserializer.finalize()?.len() + tail.map_or(0, Tail::left_over),
@@ -267,11 +281,15 @@ fn left_over<T>(rest: usize, length: usize) -> String {
 
 #[cold]
 fn undecoded<T>(error: postcard::Error, is_too_deep: bool) -> String {
+    let name = type_name::<T>();
     if is_too_deep {
-        let name = type_name::<T>();
         return format!("cannot decode `{name}`: it nests deeper than {DEEPEST} levels");
     }
-    explain::<T>("decode", error)
+    match error {
+        postcard::Error::SerdeDeCustom => format!("cannot decode `{name}`: {}; {ADVICE}", refusal()),
+        postcard::Error::WontImplement => format!("cannot decode `{name}`; {ADVICE}"),
+        error => format!("cannot decode `{name}`: {error}; {ADVICE}"),
+    }
 }
 
 #[cold]
@@ -286,22 +304,6 @@ pub(crate) fn message_bytes<T: Serialize>(value: &T, bytes: &mut Vec<u8>) {
     // Only plain structs and enums without limits come here, which postcard always takes.
     let encoded = encode(value, bytes, u64::MAX);
     debug_assert_eq!(encoded, Ok(()));
-}
-
-fn explain<T>(verb: &str, error: postcard::Error) -> String {
-    let name = type_name::<T>();
-    match error {
-        postcard::Error::SerdeSerCustom | postcard::Error::SerdeDeCustom => format!(
-            "cannot {verb} `{name}`: its serde implementation returned an error, or uses an attribute that \
-             postcard does not support; {ADVICE}"
-        ),
-        postcard::Error::SerializeSeqLengthUnknown => format!(
-            "cannot {verb} `{name}`: a sequence or map whose length is not known in advance \
-             (#[serde(flatten)] makes one); {ADVICE}"
-        ),
-        postcard::Error::WontImplement => format!("cannot {verb} `{name}`; {ADVICE}"),
-        error => format!("cannot {verb} `{name}`: {error}; {ADVICE}"),
-    }
 }
 
 /// What is kept of a panic's message, in bytes.

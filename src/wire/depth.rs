@@ -1,15 +1,17 @@
 //! Decoding with a bound on nesting, and with the value's tail given to who wants it.
 //!
 //! Decoding recurses as deep as the bytes say. Without a bound, a few hundred kilobytes from a worker could overflow
-//! the parent's stack, which no process survives. Everything but the nesting is passed on as it is.
+//! the parent's stack, which no process survives. Everything but the nesting is passed on as it is, and what a value has
+//! to say against its bytes is [kept](super::refusal), for postcard drops it.
 
 use std::cell::Cell;
-use std::fmt;
+use std::fmt::{self, Display};
 
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
 };
 
+use super::refusal;
 use super::tail::Tail;
 
 /// Levels that a value may have. An enum's variant with fields is two; an `Option` is none, for no type can nest in
@@ -33,6 +35,12 @@ impl<'a> Depth<'a> {
         }
     }
 
+    /// For what may not be given the tail.
+    #[inline]
+    fn without_tail(self) -> Self {
+        Self { tail: None, ..self }
+    }
+
     #[inline]
     fn below<E: Error>(self) -> Result<Self, E> {
         match self.left.checked_sub(1) {
@@ -43,6 +51,34 @@ impl<'a> Depth<'a> {
             }
         }
     }
+}
+
+/// The error of what is bounded: another's, and what was said is kept.
+#[derive(Debug)]
+pub(crate) struct Told<E>(E);
+
+impl<E: Error> Display for Told<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(&self.0, f)
+    }
+}
+
+impl<E: Error> std::error::Error for Told<E> {}
+
+impl<E: Error> Error for Told<E> {
+    #[cold]
+    fn custom<T: Display>(text: T) -> Self {
+        let text = text.to_string();
+        let error = E::custom(&text);
+        refusal::keep(text);
+        Self(error)
+    }
+}
+
+/// What an inner value has told, for who knows nothing of that.
+#[inline]
+pub(crate) fn pass_on<T, E>(result: Result<T, Told<E>>) -> Result<T, E> {
+    result.map_err(|Told(error)| error)
 }
 
 /// A deserializer, visitor, access or seed whose values are bounded in depth.
@@ -61,8 +97,8 @@ impl<'a, T> Bounded<'a, T> {
 macro_rules! plain {
     ($($method:ident)*) => {$(
         #[inline]
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
-            self.inner.$method(visitor)
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+            self.inner.$method(Bounded::new(visitor, self.depth.without_tail())).map_err(Told)
         }
     )*};
 }
@@ -71,11 +107,11 @@ macro_rules! plain {
 macro_rules! in_one_piece {
     ($($method:ident)*) => {$(
         #[inline]
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
             if let Some(tail) = self.depth.tail {
                 tail.ask();
             }
-            self.inner.$method(Bounded::new(visitor, self.depth))
+            self.inner.$method(Bounded::new(visitor, self.depth)).map_err(Told)
         }
     )*};
 }
@@ -84,14 +120,14 @@ macro_rules! in_one_piece {
 macro_rules! nesting {
     ($($method:ident($($name:ident: $type:ty),*))*) => {$(
         #[inline]
-        fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.inner.$method($($name,)* Bounded::new(visitor, self.depth))
+        fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, Self::Error> {
+            self.inner.$method($($name,)* Bounded::new(visitor, self.depth)).map_err(Told)
         }
     )*};
 }
 
 impl<'de, D: Deserializer<'de>> Deserializer<'de> for Bounded<'_, D> {
-    type Error = D::Error;
+    type Error = Told<D::Error>;
 
     plain! {
         deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
@@ -131,7 +167,7 @@ macro_rules! visit_plain {
     ($($method:ident: $type:ty)*) => {$(
         #[inline]
         fn $method<E: Error>(self, value: $type) -> Result<V::Value, E> {
-            self.inner.$method(value)
+            pass_on(self.inner.$method(value))
         }
     )*};
 }
@@ -152,69 +188,71 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Bounded<'_, V> {
     #[inline]
     fn visit_str<E: Error>(self, value: &str) -> Result<V::Value, E> {
         match self.depth.tail.and_then(|tail| tail.take(value.as_bytes())) {
-            Some(tail) => self.inner.visit_string(text(tail)?),
-            None => self.inner.visit_str(value),
+            Some(tail) => pass_on(self.inner.visit_string(text(tail)?)),
+            None => pass_on(self.inner.visit_str(value)),
         }
     }
 
     #[inline]
     fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<V::Value, E> {
         match self.depth.tail.and_then(|tail| tail.take(value.as_bytes())) {
-            Some(tail) => self.inner.visit_string(text(tail)?),
-            None => self.inner.visit_borrowed_str(value),
+            Some(tail) => pass_on(self.inner.visit_string(text(tail)?)),
+            None => pass_on(self.inner.visit_borrowed_str(value)),
         }
     }
 
     #[inline]
     fn visit_bytes<E: Error>(self, value: &[u8]) -> Result<V::Value, E> {
         match self.depth.tail.and_then(|tail| tail.take(value)) {
-            Some(tail) => self.inner.visit_byte_buf(tail),
-            None => self.inner.visit_bytes(value),
+            Some(tail) => pass_on(self.inner.visit_byte_buf(tail)),
+            None => pass_on(self.inner.visit_bytes(value)),
         }
     }
 
     #[inline]
     fn visit_borrowed_bytes<E: Error>(self, value: &'de [u8]) -> Result<V::Value, E> {
         match self.depth.tail.and_then(|tail| tail.take(value)) {
-            Some(tail) => self.inner.visit_byte_buf(tail),
-            None => self.inner.visit_borrowed_bytes(value),
+            Some(tail) => pass_on(self.inner.visit_byte_buf(tail)),
+            None => pass_on(self.inner.visit_borrowed_bytes(value)),
         }
     }
 
     #[inline]
     fn visit_none<E: Error>(self) -> Result<V::Value, E> {
-        self.inner.visit_none()
+        pass_on(self.inner.visit_none())
     }
 
     #[inline]
     fn visit_unit<E: Error>(self) -> Result<V::Value, E> {
-        self.inner.visit_unit()
+        pass_on(self.inner.visit_unit())
     }
 
     #[inline]
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner.visit_some(Bounded::new(deserializer, self.depth))
+        pass_on(self.inner.visit_some(Bounded::new(deserializer, self.depth)))
     }
 
     #[inline]
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.inner
-            .visit_newtype_struct(Bounded::new(deserializer, self.depth.below()?))
+        pass_on(
+            self.inner
+                .visit_newtype_struct(Bounded::new(deserializer, self.depth.below()?)),
+        )
     }
 
     #[inline]
     fn visit_seq<A: SeqAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_seq(Bounded::new(access, self.depth.below()?))
+        pass_on(self.inner.visit_seq(Bounded::new(access, self.depth.below()?)))
     }
 
     #[inline]
     fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_map(Bounded::new(access, self.depth.below()?))
+        pass_on(self.inner.visit_map(Bounded::new(access, self.depth.below()?)))
     }
 
     #[inline]
     fn visit_enum<A: EnumAccess<'de>>(self, access: A) -> Result<V::Value, A::Error> {
-        self.inner.visit_enum(Bounded::new(access, self.depth.below()?))
+        pass_on(self.inner.visit_enum(Bounded::new(access, self.depth.below()?)))
     }
 }
 
@@ -223,16 +261,21 @@ impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Bounded<'_, S> {
 
     #[inline]
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.inner.deserialize(Bounded::new(deserializer, self.depth))
+        pass_on(self.inner.deserialize(Bounded::new(deserializer, self.depth)))
     }
 }
 
 impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Bounded<'_, A> {
-    type Error = A::Error;
+    type Error = Told<A::Error>;
 
     #[inline]
-    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_element_seed(Bounded::new(seed, self.depth))
+    fn next_element_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, Self::Error> {
+        self.inner
+            .next_element_seed(Bounded::new(seed, self.depth))
+            .map_err(Told)
     }
 
     #[inline]
@@ -242,16 +285,20 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Bounded<'_, A> {
 }
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for Bounded<'_, A> {
-    type Error = A::Error;
+    type Error = Told<A::Error>;
 
     #[inline]
-    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, A::Error> {
-        self.inner.next_key_seed(Bounded::new(seed, self.depth))
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Self::Error> {
+        self.inner
+            .next_key_seed(Bounded::new(seed, self.depth))
+            .map_err(Told)
     }
 
     #[inline]
-    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
-        self.inner.next_value_seed(Bounded::new(seed, self.depth))
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Self::Error> {
+        self.inner
+            .next_value_seed(Bounded::new(seed, self.depth))
+            .map_err(Told)
     }
 
     #[inline]
@@ -261,32 +308,42 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Bounded<'_, A> {
 }
 
 impl<'a, 'de, A: EnumAccess<'de>> EnumAccess<'de> for Bounded<'a, A> {
-    type Error = A::Error;
+    type Error = Told<A::Error>;
     type Variant = Bounded<'a, A::Variant>;
 
     #[inline]
-    fn variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Self::Variant), A::Error> {
-        let (value, variant) = self.inner.variant_seed(Bounded::new(seed, self.depth))?;
+    fn variant_seed<S: DeserializeSeed<'de>>(
+        self,
+        seed: S,
+    ) -> Result<(S::Value, Self::Variant), Self::Error> {
+        let (value, variant) = self
+            .inner
+            .variant_seed(Bounded::new(seed, self.depth))
+            .map_err(Told)?;
         Ok((value, Bounded::new(variant, self.depth)))
     }
 }
 
 impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Bounded<'_, A> {
-    type Error = A::Error;
+    type Error = Told<A::Error>;
 
     #[inline]
-    fn unit_variant(self) -> Result<(), A::Error> {
-        self.inner.unit_variant()
+    fn unit_variant(self) -> Result<(), Self::Error> {
+        self.inner.unit_variant().map_err(Told)
     }
 
     #[inline]
-    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, A::Error> {
-        self.inner.newtype_variant_seed(Bounded::new(seed, self.depth))
+    fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Self::Error> {
+        self.inner
+            .newtype_variant_seed(Bounded::new(seed, self.depth))
+            .map_err(Told)
     }
 
     #[inline]
-    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, A::Error> {
-        self.inner.tuple_variant(len, Bounded::new(visitor, self.depth))
+    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Self::Error> {
+        self.inner
+            .tuple_variant(len, Bounded::new(visitor, self.depth))
+            .map_err(Told)
     }
 
     #[inline]
@@ -294,8 +351,9 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Bounded<'_, A> {
         self,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, A::Error> {
+    ) -> Result<V::Value, Self::Error> {
         self.inner
             .struct_variant(fields, Bounded::new(visitor, self.depth))
+            .map_err(Told)
     }
 }

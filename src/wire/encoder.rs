@@ -3,10 +3,9 @@
 //! The bytes are those that postcard writes, which reads them. It would write a number into a place of its own and copy
 //! it from there byte by byte; numbers are most of what small values consist of, and here they are written in place.
 
-use std::fmt::{Display, Write};
+use std::fmt::{self, Display, Write};
 use std::ops::Range;
 
-use postcard::{Error, Result};
 use serde::ser::{
     Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
@@ -14,9 +13,44 @@ use serde::ser::{
 
 use super::buffers;
 use super::codec::put_varint;
+use super::refusal;
 
 /// Bytes of the longest number of 64 bits.
 const LONGEST: usize = 10;
+
+/// Why a value cannot be written. As small as can be, for every number could be refused: the text that a value gave is
+/// [kept apart](refusal).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Error {
+    /// It is longer than the limit.
+    TooLong,
+    /// A sequence does not know its length.
+    UnknownLength,
+    /// Its `Serialize` says so.
+    Refused,
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+impl Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLong => "too long",
+            Self::UnknownLength => "of unknown length",
+            Self::Refused => "refused",
+        })
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl serde::ser::Error for Error {
+    #[cold]
+    fn custom<T: Display>(text: T) -> Self {
+        refusal::keep(text.to_string());
+        Self::Refused
+    }
+}
 
 /// Appends to a vector, up to a limit.
 pub(super) struct Encoder<'a> {
@@ -50,7 +84,7 @@ impl<'a> Encoder<'a> {
     #[inline]
     fn check(&self, more: usize) -> Result<()> {
         if self.limit - self.bytes.len() < more {
-            return Err(Error::SerializeBufferFull);
+            return Err(Error::TooLong);
         }
         Ok(())
     }
@@ -101,7 +135,7 @@ impl<'a> Encoder<'a> {
 
     #[inline]
     fn length(&mut self, length: Option<usize>) -> Result<()> {
-        self.varint(length.ok_or(Error::SerializeSeqLengthUnknown)? as u64)
+        self.varint(length.ok_or(Error::UnknownLength)? as u64)
     }
 
     /// A byte string or text.
@@ -252,7 +286,7 @@ impl Serializer for &mut Encoder<'_> {
 
     fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<()> {
         let mut text = String::new();
-        write!(text, "{value}").map_err(|_| Error::CollectStrError)?;
+        write!(text, "{value}").map_err(serde::ser::Error::custom)?;
         self.string(text.as_bytes())
     }
 

@@ -18,5 +18,6 @@ pub(crate) mod mark;
 pub(crate) mod context;
 #[cfg(feature = "tracing")]
 pub(crate) mod record;
+mod refusal;
 #[cfg(feature = "json")]
 pub(crate) mod json;

@@ -147,9 +147,17 @@ impl<'de> Deserialize<'de> for Tricky {
 async fn an_argument_that_fails_on_its_way_fails_its_call_alone() {
     let pool = pool(1).await;
     for (trick, kind, text) in [
-        (Trick::SerializeError, TaskErrorKind::Encode, "cannot encode"),
+        (
+            Trick::SerializeError,
+            TaskErrorKind::Encode,
+            "Tricky`: does not want to",
+        ),
         (Trick::SerializePanic, TaskErrorKind::Encode, "on its way out"),
-        (Trick::DeserializeError, TaskErrorKind::Decode, "cannot decode"),
+        (
+            Trick::DeserializeError,
+            TaskErrorKind::Decode,
+            "Tricky`: does not want to",
+        ),
         (Trick::DeserializePanic, TaskErrorKind::Decode, "on its way in"),
         (Trick::Abort, TaskErrorKind::WorkerLost, "SIGABRT"),
     ] {
@@ -193,9 +201,9 @@ async fn a_result_that_fails_on_its_way_fails_its_call_alone() {
     let pool = pool(1).await;
     let make = |trick: usize| Tricky(TRICKS[trick]);
     for (trick, kind, text) in [
-        (1, TaskErrorKind::Encode, "cannot encode"),
+        (1, TaskErrorKind::Encode, "Tricky`: does not want to"),
         (2, TaskErrorKind::Encode, "on its way out"),
-        (3, TaskErrorKind::Decode, "cannot decode"),
+        (3, TaskErrorKind::Decode, "Tricky`: does not want to"),
         (4, TaskErrorKind::Decode, "on its way in"),
     ] {
         let errors = [
