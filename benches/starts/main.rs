@@ -10,7 +10,8 @@
 //! An initializer loads 200 MiB. From then on, a start is the time from asking for a process to its first result, which
 //! needs all of what was loaded: `first` is the first of all, with whatever must be started and loaded for it, `again`
 //! the median of those that follow, one at a time. `bare` is that median with nothing loaded. `memory` is the
-//! proportional set size of four processes that have all read it, by their number: what is shared counts once.
+//! proportional set size of four processes that have all read it, by their number: what is shared counts once. `pool` and
+//! `pool memory` are the same of a pool of four, from building it until each worker has had a result.
 //! `PROCESSION_BENCH_PYTHON` names Python's interpreter.
 
 #![expect(clippy::print_stdout, reason = "the figures are what this program is for")]
@@ -34,7 +35,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use figures::{Figures, check, median, milliseconds};
-use procession::{Fd, Process, StartMethod};
+use procession::{Fd, Pool, PoolBuilder, Process, StartMethod};
 
 /// What a figure takes that others are told.
 const LEAST_ROUNDS: usize = 5;
@@ -51,11 +52,13 @@ const CONTENDERS: [(&str, &str); 5] = [
     ("python-forkserver", "Python, forkserver"),
     ("python-spawn", "Python, spawn"),
 ];
-const METRICS: [(&str, &str); 4] = [
+const METRICS: [(&str, &str); 6] = [
     ("first", "first, ms"),
     ("again", "again, ms"),
     ("bare", "bare, ms"),
     ("memory", "memory, MiB"),
+    ("pool", "pool, ms"),
+    ("pool-memory", "pool memory, MiB"),
 ];
 
 /// How much is measured.
@@ -150,7 +153,7 @@ fn report(figures: &BTreeMap<(&str, String), Vec<f64>>, rounds: usize, python: O
         machine::machine()
     );
     println!("| | {} |", METRICS.map(|(_, name)| name).join(" | "));
-    println!("| --- | --- | --- | --- | --- |");
+    println!("| --- | {} |", METRICS.map(|_| "---").join(" | "));
     for (contender, name) in CONTENDERS {
         let cells: Vec<String> = METRICS
             .iter()
@@ -231,10 +234,43 @@ async fn ours(contender: &str, scale: Scale) -> Result<Figures, Error> {
         drop(gate);
         process.join().await?;
     }
+    let mut pool = Pool::builder().workers(HELD).start_method(method);
+    if scale.mebibytes > 0 {
+        pool = pool.initializer(load, scale.mebibytes);
+    }
+    let (pooled, pool_memory) = worked(pool).await?;
     Ok(Figures::default()
         .with("first", first)
         .with("again", median(times))
-        .with("memory", memory))
+        .with("memory", memory)
+        .with("pool", pooled)
+        .with("pool-memory", pool_memory))
+}
+
+/// How long a pool takes until each worker has had a result, and what a worker takes then.
+async fn worked(builder: PoolBuilder) -> Result<(f64, f64), Error> {
+    let (mut is_ready, ready) = std::io::pipe()?;
+    let (behind, gate) = std::io::pipe()?;
+    let began = Instant::now();
+    let pool = builder.build().await?;
+    let mut held = Vec::new();
+    for _ in 0..HELD {
+        let (ready, behind) = (ready.try_clone()?, behind.try_clone()?);
+        held.push(pool.apply_async(hold, (ready.into(), behind.into())));
+    }
+    is_ready.read_exact(&mut [0; 8 * HELD])?;
+    let time = milliseconds(began);
+    let mut memory = 0.0;
+    for pid in pool.workers().iter().filter_map(|worker| worker.pid) {
+        memory += proportional(pid)? / HELD as f64 / 1024.0;
+    }
+    drop((behind, gate));
+    for held in held {
+        held.await?;
+    }
+    pool.close();
+    pool.join().await?;
+    Ok((time, memory))
 }
 
 /// Kilobytes, what is shared divided by those who share it.

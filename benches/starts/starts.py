@@ -22,6 +22,25 @@ def hold(sender, gate):
     gate.recv()
 
 
+def enter(barrier):
+    """A pool's initializer."""
+    import starts_data  # noqa: F401
+
+    global MEETING
+    MEETING = barrier
+
+
+def meet(_):
+    """Has used what is loaded when every worker of the pool has."""
+    import os
+
+    import starts_data
+
+    starts_data.total()
+    MEETING.wait()
+    return os.getpid()
+
+
 def proportional(pid):
     """Kilobytes, what is shared divided by those who share it."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -58,6 +77,14 @@ def main():
     for process, gate in processes:
         gate.send(None)
         process.join()
+    barrier = context.Barrier(held)
+    began = time.perf_counter()
+    pool = context.Pool(held, enter, (barrier,))
+    pids = pool.map(meet, range(held), 1)
+    print(f"pool\t{(time.perf_counter() - began) * 1e3}")
+    print(f"pool-memory\t{sum(map(proportional, pids)) / held / 1024}")
+    pool.close()
+    pool.join()
 
 
 if __name__ == "__main__":

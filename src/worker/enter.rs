@@ -25,6 +25,7 @@ use super::{
 };
 use crate::process::children;
 use crate::process::descendants::{Stat, Sweep};
+use crate::process::large_pages;
 use crate::shared::ledger::Ledger;
 use crate::shared::{c_stdout, dispositions};
 use crate::task::entry::Run;
@@ -59,6 +60,7 @@ const LONGEST_ERROR: usize = 256 * 1024;
     reason = "a worker ends here and must not return into the program's main"
 )]
 pub(crate) fn run(depth: u32) -> ! {
+    large_pages::insist();
     dispositions::reset_for_worker();
     dispositions::outlive_parent();
     let mut begun = stdio::take_connection();
