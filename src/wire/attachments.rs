@@ -162,6 +162,10 @@ impl<'de> Deserialize<'de> for Fd {
         INCOMING
             .with_borrow_mut(|fds| fds.get_mut(index).and_then(Option::take))
             .map(Self)
-            .ok_or_else(|| D::Error::custom("a file descriptor that did not arrive"))
+            .ok_or_else(|| {
+                D::Error::custom(
+                    "a file descriptor did not arrive; is there room for more in this process (ulimit -n)?",
+                )
+            })
     }
 }

@@ -323,7 +323,15 @@ pub(crate) struct Decoder {
     header_len: usize,
     current: Option<Current>,
     partial: HashMap<(u8, u64), Partial>,
-    fds: VecDeque<OwnedFd>,
+    fds: VecDeque<Waiting>,
+}
+
+/// What waits for the frame that it came with.
+#[derive(Debug)]
+enum Waiting {
+    Fd(OwnedFd),
+    /// All that came with a frame, for which there was no room in this process.
+    Lost,
 }
 
 impl Decoder {
@@ -345,7 +353,16 @@ impl Decoder {
 
     /// Takes descriptors that came with the bytes about to be decoded.
     pub(crate) fn push_fds(&mut self, fds: impl IntoIterator<Item = OwnedFd>) -> Result<(), FrameError> {
-        self.fds.extend(fds);
+        self.wait(fds.into_iter().map(Waiting::Fd))
+    }
+
+    /// The bytes about to be decoded came with descriptors that this process has no room for. Their message goes without.
+    pub(crate) fn lose_fds(&mut self) -> Result<(), FrameError> {
+        self.wait([Waiting::Lost])
+    }
+
+    fn wait(&mut self, waiting: impl IntoIterator<Item = Waiting>) -> Result<(), FrameError> {
+        self.fds.extend(waiting);
         if self.fds.len() > MAX_WAITING_FDS {
             Err(FrameError::TooManyFds)
         } else {
@@ -530,16 +547,10 @@ impl Decoder {
             }
         };
         if claimed > 0 {
-            if claimed > self.fds.len() {
-                return Err(FrameError::MissingFds {
-                    claimed,
-                    received: self.fds.len(),
-                });
-            }
             if partial.fds.len() + claimed > MAX_FDS {
                 return Err(FrameError::TooManyFds);
             }
-            partial.fds.extend(self.fds.drain(..claimed));
+            self.claim(claimed, &mut partial.fds)?;
         }
         let Some(missing) = partial.total.checked_sub(partial.length() + length as u64) else {
             return Err(FrameError::Overrun { id });
@@ -555,6 +566,18 @@ impl Decoder {
             remaining: length,
             partial,
         });
+        Ok(())
+    }
+
+    /// Takes the descriptors that a frame has come with, if they were not lost.
+    fn claim(&mut self, claimed: usize, fds: &mut Vec<OwnedFd>) -> Result<(), FrameError> {
+        for received in 0..claimed {
+            match self.fds.pop_front() {
+                Some(Waiting::Fd(fd)) => fds.push(fd),
+                Some(Waiting::Lost) if received == 0 => return Ok(()),
+                _ => return Err(FrameError::MissingFds { claimed, received }),
+            }
+        }
         Ok(())
     }
 

@@ -378,21 +378,22 @@ impl Receiver {
             Err(Errno::AGAIN) => return Ok(Received::WouldBlock),
             Err(error) => return Err(error.into()),
         };
-        let mut had_fds = false;
+        let mut fds = Vec::new();
         for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                had_fds = true;
-                self.decoder.push_fds(fds).map_err(invalid)?;
+            if let RecvAncillaryMessage::ScmRights(came) = message {
+                fds.extend(came);
             }
         }
         if received.bytes == 0 {
             return Ok(Received::End);
         }
-        if received.flags.contains(ReturnFlags::CTRUNC) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "file descriptors were lost on arrival",
-            ));
+        let is_lost = received.flags.contains(ReturnFlags::CTRUNC);
+        let had_fds = is_lost || !fds.is_empty();
+        if is_lost {
+            // Some of them would be none of any use.
+            self.decoder.lose_fds().map_err(invalid)?;
+        } else {
+            self.decoder.push_fds(fds).map_err(invalid)?;
         }
         self.start = 0;
         self.end = received.bytes;

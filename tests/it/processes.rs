@@ -869,6 +869,60 @@ fn a_descriptor_that_cannot_be_duplicated_is_named() {
     );
 }
 
+#[test]
+fn a_descriptor_that_there_is_no_room_for_costs_its_value_alone() {
+    fn open(gate: Fd) -> Fd {
+        wait_at(gate);
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+    alone(
+        "processes::a_descriptor_that_there_is_no_room_for_costs_its_value_alone",
+        || {
+            runtime().block_on(async {
+                let (mut gate_of_process, argument) = gate();
+                let process = within(quiet().spawn(open, argument)).await.unwrap();
+                gate_of_process.entered();
+                let pool = pool(1).await;
+                let (mut gate_of_task, argument) = gate();
+                let task = pool.apply_async(open, argument);
+                let worker = gate_of_task.entered();
+                let limit = getrlimit(Resource::Nofile);
+                let none = Rlimit {
+                    current: Some(3),
+                    maximum: limit.maximum,
+                };
+                setrlimit(Resource::Nofile, none).unwrap();
+                gate_of_process.open();
+                let joined = within(process.join()).await;
+                gate_of_task.open();
+                let given = within(task).await;
+                let after = within(pool.apply(crate::scene::pid, ())).await;
+                setrlimit(Resource::Nofile, limit).unwrap();
+                let error = joined.unwrap_err();
+                assert_eq!(
+                    (error.kind(), error.exit_code()),
+                    (ProcessErrorKind::Decode, Some(0))
+                );
+                assert!(error.to_string().contains("ulimit -n"), "{error}");
+                let error = given.unwrap_err();
+                assert_eq!(error.kind(), procession::TaskErrorKind::Decode);
+                assert!(error.to_string().contains("ulimit -n"), "{error}");
+                assert_eq!(after.unwrap(), worker);
+                // The other way round.
+                let few = Process::builder().open_files_limit(20);
+                let file = || Fd::from(std::fs::File::open("/dev/null").unwrap());
+                let fds: Vec<Fd> = (0..30).map(|_| file()).collect();
+                let process = within(few.spawn(|fds: Vec<Fd>| fds.len(), fds)).await.unwrap();
+                let error = within(process.join()).await.unwrap_err();
+                assert_eq!(
+                    (error.kind(), error.exit_code()),
+                    (ProcessErrorKind::Decode, Some(71))
+                );
+            });
+        },
+    );
+}
+
 #[tokio::test]
 async fn its_environment_is_that_of_its_template() {
     let builder = quiet()

@@ -422,6 +422,30 @@ fn descriptors_that_no_frame_claims_are_counted() {
 }
 
 #[test]
+fn descriptors_that_were_lost_are_missed_by_their_message_alone() {
+    let mut decoder = Decoder::new(LIMIT);
+    decoder.push_fds(descriptors(1)).unwrap();
+    decoder.lose_fds().unwrap();
+    decoder.push_fds(descriptors(2)).unwrap();
+    let stream = [(1, 1), (2, 3), (3, 2)].map(|(id, fds)| header(0, 1, 0, fds, id));
+    let messages = decode(&mut decoder, &stream.concat(), &[], false).unwrap();
+    let fds: Vec<_> = messages
+        .iter()
+        .map(|message| (message.id, message.fds.len()))
+        .collect();
+    assert_eq!(fds, [(1, 1), (2, 0), (3, 2)]);
+    // What is lost stands for no part of what a frame claims.
+    decoder.push_fds(descriptors(1)).unwrap();
+    decoder.lose_fds().unwrap();
+    let error = decode(&mut decoder, &header(0, 1, 0, 2, 4), &[], false).unwrap_err();
+    let missing = FrameError::MissingFds {
+        claimed: 2,
+        received: 1,
+    };
+    assert_eq!(error, missing);
+}
+
+#[test]
 fn a_message_has_no_more_descriptors_than_one_can_carry() {
     let mut decoder = Decoder::new(LIMIT);
     decode(&mut decoder, &first(1, 9, 1), &[], false).unwrap();
