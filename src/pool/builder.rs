@@ -363,7 +363,7 @@ impl PoolBuilder {
     ///
     /// A worker whose initializer fails or panics does not start: [`build`](Self::build) gives
     /// [`Initializer`](BuildError::Initializer), and later starts are tried again with growing pauses. The argument
-    /// cannot hold an [`Fd`](crate::Fd). Defaults to none.
+    /// cannot hold an [`Fd`](crate::Fd), and may be longer than [`max_frame_size`](Self::max_frame_size). Defaults to none.
     pub fn initializer<F, A, O>(mut self, initializer: F, argument: A) -> Self
     where
         F: Fn(A) -> O + Copy + 'static,

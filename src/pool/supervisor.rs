@@ -285,7 +285,7 @@ impl Starting {
             tasks_per_worker: config.tasks_per_worker,
             // A copy of the template has that behind it.
             initializer: match (&services.template, &config.initializer) {
-                (None, Some((row, argument))) => Some((*row, argument.to_vec())),
+                (None, initializer) => initializer.clone(),
                 _ => None,
             },
             measures_memory: config.max_worker_memory.is_some(),

@@ -223,7 +223,8 @@ impl ProcessBuilder {
 
     /// Runs `initializer` with a copy of `argument` in front of the function, or once in the template. It may return `()`
     /// or a `Result<(), E>`; when it fails, nothing is started: the error is [`Start`](crate::ProcessErrorKind::Start)
-    /// with [`Initializer`](BuildError::Initializer). The argument cannot hold an [`Fd`](crate::Fd). Defaults to none.
+    /// with [`Initializer`](BuildError::Initializer). The argument cannot hold an [`Fd`](crate::Fd), and may be longer than
+    /// [`max_frame_size`](Self::max_frame_size). Defaults to none.
     pub fn initializer<F, A, O>(mut self, initializer: F, argument: A) -> Self
     where
         F: Fn(A) -> O + Copy + 'static,
@@ -540,10 +541,7 @@ impl ProcessBuilder {
             tasks_per_worker: 1,
             // A copy of the template has that behind it.
             initializer: match (self.start_method, &self.initializer) {
-                (StartMethod::Exec, Some(initializer)) => {
-                    let (row, argument) = initializer.clone().encoded()?;
-                    Some((row, argument.to_vec()))
-                }
+                (StartMethod::Exec, Some(initializer)) => Some(initializer.clone().encoded()?),
                 _ => None,
             },
             measures_memory: false,

@@ -246,10 +246,7 @@ impl Keeper {
             depth: plan.depth,
             max_frame_size: plan.max_frame_size,
             tasks_per_worker: 1,
-            initializer: plan
-                .initializer
-                .as_ref()
-                .map(|(row, argument)| (*row, argument.to_vec())),
+            initializer: plan.initializer.clone(),
             measures_memory: false,
             stdout,
             limits: WorkerLimits::default(),

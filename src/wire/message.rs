@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::mark::Token;
@@ -117,7 +118,7 @@ pub(crate) struct Welcome {
     pub(crate) max_frame_size: u64,
     pub(crate) tasks_per_worker: usize,
     /// A task row and its encoded argument.
-    pub(crate) initializer: Option<(u32, Vec<u8>)>,
+    pub(crate) initializer: Option<(u32, Bytes)>,
     /// Whether the parent wants to know its resident memory after each task.
     pub(crate) measures_memory: bool,
     pub(crate) stdout: Stdout,

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::setpgid;
 
 use super::enter::{initialize, invalid, receive, say};
@@ -35,7 +36,7 @@ pub(super) fn serve(
     receiver: &mut Receiver,
     ledger: &Ledger,
     control: OwnedFd,
-    initializer: Option<(u32, Vec<u8>)>,
+    initializer: Option<(u32, Bytes)>,
 ) -> io::Result<Option<OwnedFd>> {
     let mut bytes = Outgoing::buffer(64);
     if let Err(failure) = prepare(control, initializer) {
@@ -78,7 +79,7 @@ pub(super) fn serve(
 }
 
 /// Runs the initializer, which must leave a single thread.
-fn prepare(control: OwnedFd, initializer: Option<(u32, Vec<u8>)>) -> Result<(), InitFailure> {
+fn prepare(control: OwnedFd, initializer: Option<(u32, Bytes)>) -> Result<(), InitFailure> {
     let refused = |reason| {
         Err(InitFailure::Limit {
             option: LimitOption::StartMethod,
