@@ -34,6 +34,13 @@ pub(crate) fn signal_all(signal: Signal) {
     }
 }
 
+/// Whether a process was started here and lives.
+pub(super) fn is_started(pid: Pid) -> bool {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut started = started.iter().filter_map(Weak::upgrade);
+    started.any(|killer| killer.pid == pid && !killer.has_ended())
+}
+
 /// The pause between two looks at a process that cannot be watched doubles from the first to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
