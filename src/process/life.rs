@@ -23,7 +23,7 @@ use super::child::{Child, Killer};
 use super::children;
 use super::error::{Cause, Exit, ProcessError};
 use super::handshake::{Greeting, HandshakeError, HandshakeFailure, TURN, handshake};
-use super::launch::{Launched, Report};
+use super::launch::{LAST_WORDS, Launched, Report, last_words};
 use super::listen::Ears;
 use super::memory::WorkerMemory;
 use super::orphans::Orphans;
@@ -39,8 +39,6 @@ use crate::wire::transport::{Received, Receiver, is_disconnect};
 
 /// What a result's run time takes in front of it.
 const RUN_TIME: usize = 4;
-/// What the last words of a process that has ended may take to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// A process, for those who hold it.
 #[derive(Debug)]
@@ -216,9 +214,7 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
         child.bury();
     }
     let stderr = match care.heard {
-        Some((ears, process)) => timeout(LAST_WORDS, ears.settle(process))
-            .await
-            .unwrap_or_default(),
+        Some((ears, process)) => last_words(ears, process).await,
         None => String::new(),
     };
     let out_of_memory = match answer {

@@ -145,8 +145,6 @@ struct Running {
     ledger: Ledger,
     /// Its number where it is heard.
     speaker: u64,
-    /// The template ends with this.
-    _control: OwnedFd,
 }
 
 /// Looks after one template.
@@ -321,7 +319,6 @@ impl Keeper {
         };
         let Greeted {
             child,
-            control,
             ledger,
             receiver,
             ..
@@ -334,7 +331,6 @@ impl Keeper {
                     receiver,
                     ledger,
                     speaker: speaker.number,
-                    _control: control,
                 });
                 Ok(())
             }
