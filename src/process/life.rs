@@ -4,7 +4,7 @@
 //! by itself.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,17 +12,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use event_listener::Event;
-use rustix::net::RecvFlags;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
-use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::child::{Child, Killer};
 use super::children;
 use super::error::{Cause, Exit, ProcessError};
-use super::handshake::{Greeting, HandshakeError, HandshakeFailure, TURN, handshake};
+use super::handshake::{Greeting, HandshakeError, HandshakeFailure, handshake};
+use super::hear::more;
 use super::launch::{LAST_WORDS, Launched, Report, last_words};
 use super::listen::Ears;
 use super::memory::WorkerMemory;
@@ -35,7 +34,7 @@ use crate::wire::attachments;
 use crate::wire::codec::{self, Encoded};
 use crate::wire::frame::Message;
 use crate::wire::message::{Failure, kind, message_limit};
-use crate::wire::transport::{Received, Receiver, is_disconnect};
+use crate::wire::transport::Receiver;
 
 /// What a result's run time takes in front of it.
 const RUN_TIME: usize = 4;
@@ -340,21 +339,8 @@ async fn hear(connection: &Arc<OwnedFd>, receiver: &mut Receiver, said: &mut Sai
         while let Some(message) = receiver.next().map_err(|error| format!("sent {error}"))? {
             said.take(message)?;
         }
-        let before = receiver.total();
-        match receiver.receive(connection.get_ref().as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Received::Bytes { .. }) => {
-                if receiver.total() / TURN != before / TURN {
-                    yield_now().await;
-                }
-            }
-            Ok(Received::End) => return Ok(()),
-            Ok(Received::WouldBlock) => {
-                // Cleared before the next look, so that what comes in between is not missed.
-                connection.readable().await.map_err(unreadable)?.clear_ready();
-                // One more look before the wait: that is the loop's next turn.
-            }
-            Err(error) if is_disconnect(&error) => return Ok(()),
-            Err(error) => return Err(unreadable(error)),
+        if !more(&connection, receiver).await.map_err(unreadable)? {
+            return Ok(());
         }
     }
 }
