@@ -709,6 +709,9 @@ fn a_process_has_only_its_own_descriptors_at_any_depth() {
             let process = runtime().block_on(quiet().spawn(count, depth - 1)).unwrap();
             found = futures::executor::block_on(process.join()).unwrap();
         }
+        eventually("the watcher watches the parent", || {
+            descriptors().iter().any(|line| line.contains("pidfd"))
+        });
         found.push(descriptors());
         found
     }
