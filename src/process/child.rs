@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group,
-    pidfd_open, pidfd_send_signal, waitid, waitpid,
+    pidfd_open, pidfd_send_signal, test_kill_process, waitid, waitpid,
 };
 use tokio::io::Interest;
 use tokio::time::{Instant, sleep_until};
@@ -245,6 +245,14 @@ impl Killer {
         match self.pidfd.as_ref().map(|pidfd| pidfd_send_signal(pidfd, signal)) {
             None | Some(Ok(()) | Err(Errno::SRCH)) => Ok(()),
             Some(Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// Whether this process may send it signals. That it has ended is no error.
+    pub(crate) fn may_signal(&self) -> io::Result<()> {
+        match test_kill_process(self.pid) {
+            Err(error) if error != Errno::SRCH && !self.has_ended() => Err(error.into()),
+            _ => Ok(()),
         }
     }
 

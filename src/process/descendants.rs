@@ -325,7 +325,8 @@ impl Sweep {
             // The list of a process that has ended may be that of another with its number. Its own children are the
             // root's by now.
             let has_ended = parent_fd.as_deref().is_some_and(has_ended);
-            for pid in listed.into_iter().filter(|_| !has_ended) {
+            // The youngest first, which may be about to make way for another.
+            for pid in listed.into_iter().rev().filter(|_| !has_ended) {
                 let child = || Stat::of(pid).filter(|stat| stat.parent == parent.as_raw_pid());
                 let Some(stat) = child() else { continue };
                 if let Some(family) = self.family.as_mut().filter(|family| family.len() < MOST_REMAINS) {

@@ -133,10 +133,11 @@ impl Life {
     pub(crate) fn kill(&self) -> io::Result<()> {
         self.is_signalled.store(true, Ordering::Release);
         if self.is_bound {
+            // It goes last itself, for with it the tree of what it started falls apart.
             self.killer.kill();
-        } else {
-            self.killer.send(Signal::KILL);
+            return self.killer.may_signal();
         }
+        self.killer.send(Signal::KILL);
         // It may have left its group, or changed its user.
         self.killer.signal(Signal::KILL)
     }

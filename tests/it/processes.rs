@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{BufRead, Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -652,6 +652,39 @@ async fn what_is_started_in_a_worker_ends_with_it() {
             found.into_iter().for_each(ended);
         }
     }
+}
+
+/// Task: starts many, and something that goes on and on from one session to the next and has no mark, for a while.
+#[expect(clippy::zombie_processes, reason = "it is what the library has to see to")]
+fn scatter(output: Fd) {
+    let link = "test $1 = 0 && echo survived >&3 || env -i setsid sh -c \"$0\" \"$0\" $(($1 - 1)) &";
+    let mut output = std::fs::File::from(output.into_inner());
+    for _ in 0..100 {
+        Command::new("sleep")
+            .arg("1000")
+            .process_group(0)
+            .spawn()
+            .unwrap();
+    }
+    let mut chain = Command::new("sh");
+    chain.args(["-c", "exec 3>&0; exec sh -c \"$0\" \"$0\" 1000", link]);
+    chain.stdin(output.try_clone().unwrap()).spawn().unwrap();
+    output.write_all(b".").unwrap();
+    park(());
+}
+
+#[tokio::test]
+async fn a_daemon_is_killed_with_all_that_it_started_however_that_scatters() {
+    let (mut output, input) = std::io::pipe().unwrap();
+    let process = within(quiet().daemon(true).spawn(scatter, input.into()))
+        .await
+        .unwrap();
+    output.read_exact(&mut [0]).unwrap();
+    process.kill().unwrap();
+    assert_eq!(within(process.join()).await.unwrap_err().exit_code(), Some(-9));
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    assert_eq!(said, "");
 }
 
 fn parent_of(pid: u32) -> u32 {
