@@ -494,10 +494,10 @@ impl PoolBuilder {
     /// The worker sends what the parent's subscriber would take, by its maximum level at the time when the task was
     /// submitted. It does so from a subscriber of its own, which is set as the global default behind the initializer:
     /// one that the initializer sets itself wins, and nothing is sent. Spans and events of the initializer itself are
-    /// sent, to the parent's global subscriber, unless a [template](StartMethod::ForkServer) runs it. In the parent a thread of the pool's own emits them, a moment later, in
-    /// the order in which the worker did; a result may be there before them. [`join`](Pool::join) waits for them.
-    /// Entering and leaving spans is not told. Numbers and texts arrive as what they were, anything else as its `Debug`
-    /// form; texts are cut to 16 KiB.
+    /// sent, to the parent's global subscriber, unless a [template](StartMethod::ForkServer) runs it. In the parent a
+    /// thread of the pool's own emits them, a moment later, in the order in which the worker did; a result may be there
+    /// before them. [`join`](Pool::join) waits for them. Entering and leaving spans is not told. Numbers and texts arrive
+    /// as what they were, anything else as its `Debug` form; texts are cut to 16 KiB.
     ///
     /// A worker never waits for the parent to take events. Those that do not fit into a pipe, or into the
     /// [buffer](Self::output_buffer), are dropped and counted in [`Stats::events_dropped`](crate::Stats). What was

@@ -11,7 +11,7 @@ use crate::process::limits::bounded;
 ///
 /// A worker applies these to itself before its initializer and its first task. Processes that it starts inherit them
 /// where the kernel does that, each with an account of its own. A worker that cannot apply one does not start: `build`
-/// gives [`InvalidOption`](BuildError::InvalidOption) with the option and the reason.
+/// gives [`InvalidOption`](crate::BuildError::InvalidOption) with the option and the reason.
 impl PoolBuilder {
     /// How much memory a worker may have, in bytes. One that has more is killed, which costs the task that it ran:
     /// that ends with [`WorkerLost`](crate::TaskErrorKind::WorkerLost), for which

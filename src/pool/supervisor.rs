@@ -38,6 +38,7 @@ const START_ATTEMPTS: u32 = 5;
 /// The pause before the second start; it doubles from there.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// What supervisors use and nobody else.
 #[derive(Debug)]
 pub(crate) struct Services {

@@ -273,6 +273,7 @@ impl ProcessBuilder {
     }
 
     /// How much memory the process may have, in bytes, as [`PoolBuilder::memory_limit`](crate::PoolBuilder::memory_limit).
+    /// Where a cgroup keeps it to that, what the process leaves running ends with it.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.limits.memory = Some(bytes);
         self
@@ -334,9 +335,12 @@ impl ProcessBuilder {
     ///
     /// [`Encode`](crate::ProcessErrorKind::Encode) and [`TooLarge`](crate::ProcessErrorKind::TooLarge) for the argument;
     /// [`Start`](crate::ProcessErrorKind::Start) with the [`BuildError`] that says why:
-    /// [`NotInitialized`](BuildError::NotInitialized), [`Daemon`](BuildError::Daemon), [`Nested`](BuildError::Nested),
-    /// [`InvalidOption`](BuildError::InvalidOption), [`Spawn`](BuildError::Spawn). What goes wrong once it is on its way,
-    /// a limit that it cannot keep itself to among it, is the error of [`join`](Process::join).
+    /// [`NotInitialized`](BuildError::NotInitialized), [`Daemon`](BuildError::Daemon), [`Template`](BuildError::Template),
+    /// [`Nested`](BuildError::Nested), [`TooDeep`](BuildError::TooDeep), [`InvalidOption`](BuildError::InvalidOption),
+    /// [`Encode`](BuildError::Encode) for the initializer's argument, [`Spawn`](BuildError::Spawn) and
+    /// [`Io`](BuildError::Io) for what the system refuses, and where it is copied whatever becomes of the template,
+    /// [`TemplateLost`](BuildError::TemplateLost) among it. What goes wrong once it is on its way, a limit that it cannot
+    /// keep itself to among it, is the error of [`join`](Process::join).
     ///
     /// # Cancel safety
     ///

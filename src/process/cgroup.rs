@@ -180,8 +180,8 @@ pub(super) enum LeafKills {
     Elsewhere,
 }
 
-/// Removes the leaves of processes that were killed and could not: they are empty, for workers do not outlive their
-/// parent. One that is in use cannot be removed.
+/// Removes the leaves of processes that were killed and could not: most are empty, for workers do not outlive their
+/// parent. One that is in use, by a process that does, cannot be removed.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group,
-    pidfd_open, pidfd_send_signal, waitid, waitpid,
+    pidfd_open, pidfd_send_signal, test_kill_process, waitid, waitpid,
 };
 use tokio::io::Interest;
 use tokio::time::{Instant, sleep_until};
@@ -32,6 +32,13 @@ pub(crate) fn signal_all(signal: Signal) {
     for killer in started.iter().filter_map(Weak::upgrade) {
         killer.send(signal);
     }
+}
+
+/// Whether a process was started here and lives.
+pub(super) fn is_started(pid: Pid) -> bool {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut started = started.iter().filter_map(Weak::upgrade);
+    started.any(|killer| killer.pid == pid && !killer.has_ended())
 }
 
 /// The pause between two looks at a process that cannot be watched doubles from the first to the longest.
@@ -238,6 +245,14 @@ impl Killer {
         match self.pidfd.as_ref().map(|pidfd| pidfd_send_signal(pidfd, signal)) {
             None | Some(Ok(()) | Err(Errno::SRCH)) => Ok(()),
             Some(Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// Whether this process may send it signals. That it has ended is no error.
+    pub(crate) fn may_signal(&self) -> io::Result<()> {
+        match test_kill_process(self.pid) {
+            Err(error) if error != Errno::SRCH && !self.has_ended() => Err(error.into()),
+            _ => Ok(()),
         }
     }
 

@@ -283,7 +283,7 @@ impl Sweep {
             let (found, last) = self.round();
             // Nobody at all, or nobody new in two walks: between the first and the second, what a dying process
             // leaves has moved up to the root.
-            if found == 0 || self.clean >= 2 {
+            if (found == 0 && !self.has_killed()) || self.clean >= 2 {
                 return true;
             }
             if Instant::now() >= until {
@@ -325,9 +325,15 @@ impl Sweep {
             // The list of a process that has ended may be that of another with its number. Its own children are the
             // root's by now.
             let has_ended = parent_fd.as_deref().is_some_and(has_ended);
-            for pid in listed.into_iter().filter(|_| !has_ended) {
+            // The youngest first, which may be about to make way for another.
+            for pid in listed.into_iter().rev().filter(|_| !has_ended) {
                 let child = || Stat::of(pid).filter(|stat| stat.parent == parent.as_raw_pid());
-                let Some(stat) = child() else { continue };
+                let Some(stat) = child() else {
+                    // Gone since it was listed, and what it started meanwhile is not in this list.
+                    self.clean = 0;
+                    found += 1;
+                    continue;
+                };
                 if let Some(family) = self.family.as_mut().filter(|family| family.len() < MOST_REMAINS) {
                     family.insert(pid);
                 }

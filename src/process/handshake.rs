@@ -5,28 +5,25 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::sync::oneshot;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::hear::more;
 use crate::error::StartPhase;
 use crate::shared::watched::{Watched, watch};
 use crate::task::table;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{Hello, InitFailure, MAGIC, PROTOCOL, Ready, Welcome, kind};
-use crate::wire::transport::{Outbox, Received, Receiver, is_crowded, is_disconnect};
+use crate::wire::transport::{Outbox, Receiver, is_crowded, is_disconnect};
 
 /// Foreign bytes that may come before the magic.
 const MAX_FOREIGN: usize = 64 * 1024;
 /// Foreign bytes that an error quotes.
 const QUOTED: usize = 256;
-/// Bytes that are read from one process before others get their turn: a socket that is filled as fast as it is emptied
-/// would keep the library's thread from everything else.
-pub(super) const TURN: u64 = 256 << 10;
-
 /// The pause before descriptors are sent again that had no room.
 pub(super) const CROWDED: Duration = Duration::from_millis(1);
 
@@ -227,26 +224,11 @@ async fn receive(
     deadline: Instant,
     phase: StartPhase,
 ) -> Result<(), HandshakeFailure> {
-    loop {
-        let before = receiver.total();
-        match receiver.receive(connection.get_ref().as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Received::Bytes { .. }) => {
-                if receiver.total() / TURN != before / TURN {
-                    yield_now().await;
-                }
-                return Ok(());
-            }
-            Ok(Received::End) => return Err(HandshakeFailure::End(phase)),
-            Ok(Received::WouldBlock) => {}
-            Err(error) if is_disconnect(&error) => return Err(HandshakeFailure::End(phase)),
-            Err(error) => return Err(HandshakeFailure::Io(error)),
-        }
-        match timeout_at(deadline, connection.readable()).await {
-            // Cleared before the next look, so that what comes in between is not missed.
-            Ok(Ok(mut guard)) => guard.clear_ready(),
-            Ok(Err(error)) => return Err(HandshakeFailure::Io(error)),
-            Err(_) => return Err(HandshakeFailure::Timeout(phase)),
-        }
+    match timeout_at(deadline, more(connection, receiver)).await {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => Err(HandshakeFailure::End(phase)),
+        Ok(Err(error)) => Err(HandshakeFailure::Io(error)),
+        Err(_) => Err(HandshakeFailure::Timeout(phase)),
     }
 }
 

@@ -25,7 +25,7 @@ use crate::wire::transport::{Receiver, datagram_pair};
 /// What a process may take from hanging up to its end before it is killed.
 pub(crate) const HANG_UP_GRACE: Duration = Duration::from_millis(100);
 /// What the last words of a process that has ended may take to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The number of the one task of a process that gets no other.
 const TASK: u64 = 1;
 
@@ -56,98 +56,82 @@ pub(crate) struct Launched {
     pub(crate) greeting: Greeting,
 }
 
-/// What an order comes to before there is a process.
-struct Prepared {
-    depth: u32,
-    stderr: OwnedFd,
+/// What this process keeps of one that is about to be started.
+struct Kept {
     control: OwnedFd,
     ledger: Ledger,
     heard: Ledger,
-    greeting: Greeting,
 }
 
-impl Prepared {
-    fn new(
-        welcome: &Welcome,
-        stderr: OwnedFd,
-        others: Vec<OwnedFd>,
-        message: Option<Outgoing>,
-    ) -> Result<Self, BuildError> {
-        let lanes = welcome.tasks_per_worker;
-        let (ledger, ledger_fd) = Ledger::create(lanes).map_err(refused("make shared memory"))?;
-        let heard = Ledger::open(ledger_fd.as_fd(), lanes).map_err(refused("map shared memory"))?;
-        let (control, control_fd) = datagram_pair().map_err(refused("make a socket pair"))?;
-        let mut fds = vec![control_fd, ledger_fd];
-        fds.extend(others);
-        let mut greeting = Greeting::new(welcome, fds);
-        if let Some(message) = message {
-            greeting.push(message, TASK);
-            greeting.push_short(kind::SHUTDOWN, &[], 0);
+/// Makes what a process is told, and what is kept of it.
+fn prepare(
+    welcome: &Welcome,
+    others: Vec<OwnedFd>,
+    message: Option<Outgoing>,
+) -> Result<(Greeting, Kept), BuildError> {
+    let lanes = welcome.tasks_per_worker;
+    let (ledger, ledger_fd) = Ledger::create(lanes).map_err(refused("make shared memory"))?;
+    let heard = Ledger::open(ledger_fd.as_fd(), lanes).map_err(refused("map shared memory"))?;
+    let (control, control_fd) = datagram_pair().map_err(refused("make a socket pair"))?;
+    let mut fds = vec![control_fd, ledger_fd];
+    fds.extend(others);
+    let mut greeting = Greeting::new(welcome, fds);
+    if let Some(message) = message {
+        greeting.push(message, TASK);
+        greeting.push_short(kind::SHUTDOWN, &[], 0);
+    }
+    let kept = Kept {
+        control,
+        ledger,
+        heard,
+    };
+    Ok((greeting, kept))
+}
+
+impl Kept {
+    fn launched(self, spawned: Spawned) -> Launched {
+        Launched {
+            child: spawned.child,
+            connection: spawned.connection,
+            control: self.control,
+            ledger: self.ledger,
+            heard: Arc::new(self.heard),
+            greeting: spawned.greeting,
         }
-        Ok(Self {
-            depth: welcome.depth,
-            stderr,
-            control,
-            ledger,
-            heard,
-            greeting,
-        })
     }
 }
 
 /// Executes the program. Blocks until it is in place.
 pub(crate) fn execute(order: Order) -> Result<Launched, BuildError> {
-    let Prepared {
-        depth,
-        stderr,
-        control,
-        ledger,
-        heard,
+    let (greeting, kept) = prepare(&order.welcome, order.fds, order.message)?;
+    let spawned = spawn(
+        &order.program,
+        &order.label,
+        order.welcome.depth,
+        order.stderr,
         greeting,
-    } = Prepared::new(&order.welcome, order.stderr, order.fds, order.message)?;
-    let spawned = spawn(&order.program, &order.label, depth, stderr, greeting);
-    let Spawned {
-        child,
-        connection,
-        greeting,
-    } = spawned.map_err(|error| BuildError::Spawn {
+    );
+    let spawned = spawned.map_err(|error| BuildError::Spawn {
         program: order.program.path().to_owned(),
         source: Arc::new(error),
     })?;
-    Ok(Launched {
-        child,
-        connection,
-        control,
-        ledger,
-        heard: Arc::new(heard),
-        greeting,
-    })
+    Ok(kept.launched(spawned))
 }
 
 /// Copies a template, which has executed the program.
 ///
 /// Cancel safe: dropped before it is ready, the copy is killed.
 pub(crate) async fn copy(order: Order, template: &Template) -> Result<Launched, BuildError> {
-    let Prepared {
-        depth,
-        stderr,
-        control,
-        ledger,
-        heard,
-        mut greeting,
-    } = Prepared::new(&order.welcome, order.stderr, order.fds, order.message)?;
-    let line = Line::new(depth).map_err(refused("make a socket pair"))?;
+    let (mut greeting, kept) = prepare(&order.welcome, order.fds, order.message)?;
+    let line = Line::new(order.welcome.depth).map_err(refused("make a socket pair"))?;
     let connection = Arc::new(line.ours);
     greeting.write(connection.as_fd());
-    let child = template.copy(line.theirs, stderr, line.marker).await?;
-    Ok(Launched {
+    let child = template.copy(line.theirs, order.stderr, line.marker).await?;
+    Ok(kept.launched(Spawned {
         child,
         connection,
-        control,
-        ledger,
-        heard: Arc::new(heard),
         greeting,
-    })
+    }))
 }
 
 /// The error of something that the system refused.

@@ -4,7 +4,7 @@
 //! by itself.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,18 +12,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use event_listener::Event;
-use rustix::net::RecvFlags;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
-use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::child::{Child, Killer};
 use super::children;
 use super::error::{Cause, Exit, ProcessError};
-use super::handshake::{Greeting, HandshakeError, HandshakeFailure, TURN, handshake};
-use super::launch::{Launched, Report};
+use super::handshake::{Greeting, HandshakeError, HandshakeFailure, handshake};
+use super::hear::more;
+use super::launch::{LAST_WORDS, Launched, Report, last_words};
 use super::listen::Ears;
 use super::memory::WorkerMemory;
 use super::orphans::Orphans;
@@ -35,12 +34,10 @@ use crate::wire::attachments;
 use crate::wire::codec::{self, Encoded};
 use crate::wire::frame::Message;
 use crate::wire::message::{Failure, kind, message_limit};
-use crate::wire::transport::{Received, Receiver, is_disconnect};
+use crate::wire::transport::Receiver;
 
 /// What a result's run time takes in front of it.
 const RUN_TIME: usize = 4;
-/// What the last words of a process that has ended may take to arrive.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// A process, for those who hold it.
 #[derive(Debug)]
@@ -136,10 +133,11 @@ impl Life {
     pub(crate) fn kill(&self) -> io::Result<()> {
         self.is_signalled.store(true, Ordering::Release);
         if self.is_bound {
+            // It goes last itself, for with it the tree of what it started falls apart.
             self.killer.kill();
-        } else {
-            self.killer.send(Signal::KILL);
+            return self.killer.may_signal();
         }
+        self.killer.send(Signal::KILL);
         // It may have left its group, or changed its user.
         self.killer.signal(Signal::KILL)
     }
@@ -216,9 +214,7 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
         child.bury();
     }
     let stderr = match care.heard {
-        Some((ears, process)) => timeout(LAST_WORDS, ears.settle(process))
-            .await
-            .unwrap_or_default(),
+        Some((ears, process)) => last_words(ears, process).await,
         None => String::new(),
     };
     let out_of_memory = match answer {
@@ -344,21 +340,8 @@ async fn hear(connection: &Arc<OwnedFd>, receiver: &mut Receiver, said: &mut Sai
         while let Some(message) = receiver.next().map_err(|error| format!("sent {error}"))? {
             said.take(message)?;
         }
-        let before = receiver.total();
-        match receiver.receive(connection.get_ref().as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Received::Bytes { .. }) => {
-                if receiver.total() / TURN != before / TURN {
-                    yield_now().await;
-                }
-            }
-            Ok(Received::End) => return Ok(()),
-            Ok(Received::WouldBlock) => {
-                // Cleared before the next look, so that what comes in between is not missed.
-                connection.readable().await.map_err(unreadable)?.clear_ready();
-                // One more look before the wait: that is the loop's next turn.
-            }
-            Err(error) if is_disconnect(&error) => return Ok(()),
-            Err(error) => return Err(unreadable(error)),
+        if !more(&connection, receiver).await.map_err(unreadable)? {
+            return Ok(());
         }
     }
 }

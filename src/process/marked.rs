@@ -2,6 +2,8 @@
 //!
 //! Every worker has a variable in its environment that no other has, and what it starts inherits that. A process that
 //! cleared its environment and left its group cannot be told from anybody else's once its worker has crashed.
+//!
+//! A copy of a template has the template's mark until it has given itself its own. It is nobody's remains.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use tokio::sync::oneshot;
 
+use super::child::is_started;
 use super::descendants::{Stat, adopts, bury, can_see, processes};
 use crate::{init, runtime};
 
@@ -89,6 +92,7 @@ fn kill_all(marks: &[String]) {
                 continue;
             };
             if is_marked(pid, marks)
+                && !is_started(pid)
                 && pidfd_send_signal(&pidfd, Signal::KILL).is_ok()
                 && killed.insert((pid, stat.start))
                 && adopts()
@@ -115,4 +119,31 @@ pub(super) fn is_marked(pid: Pid, marks: &[String]) -> bool {
     variables.any(|variable| {
         variable.starts_with(init::MARKER.as_bytes()) && marks.iter().any(|mark| mark.as_bytes() == variable)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::super::child;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_started_here_is_nobodys_remains() {
+        let marker = "that of a template";
+        let start = || -> Child {
+            let mut command = Command::new("cat");
+            command.env(init::MARKER, marker).stdin(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        let (mut copy, mut stray) = (start(), start());
+        let input = copy.stdin.take();
+        let copy = child::Child::new(copy, "its own".to_owned()).unwrap();
+        kill(marker).await;
+        assert!(!stray.wait().unwrap().success());
+        assert!(!copy.killer().has_ended());
+        drop(input);
+        copy.ended().await;
+        assert!(copy.bury().is_some_and(|status| status.success()));
+    }
 }

@@ -13,6 +13,7 @@ pub(crate) mod child;
 pub(crate) mod descendants;
 mod marked;
 mod orphans;
+mod hear;
 pub(crate) mod handshake;
 pub(crate) mod life;
 pub(crate) mod children;

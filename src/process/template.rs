@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::SendFlags;
 use rustix::process::{Pid, WaitId, WaitIdOptions, setpgid, test_kill_process, waitid};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::child::Child;
 use super::handshake::CROWDED;
+use super::hear::more;
 use super::large_pages;
 use super::launch::{Greeted, Order, Report, execute, last_words, refused};
 use super::listen::{Ears, Speaker};
@@ -36,7 +37,7 @@ use crate::task::encode;
 use crate::wire::codec::{self, message_bytes};
 use crate::wire::frame::Outgoing;
 use crate::wire::message::{LimitOption, Role, Welcome, Words, WorkerLimits, kind};
-use crate::wire::transport::{Outbox, Received, Receiver, is_crowded};
+use crate::wire::transport::{Outbox, Receiver, is_crowded};
 
 /// What a template is made of.
 #[derive(Debug)]
@@ -145,8 +146,6 @@ struct Running {
     ledger: Ledger,
     /// Its number where it is heard.
     speaker: u64,
-    /// The template ends with this.
-    _control: OwnedFd,
 }
 
 /// Looks after one template.
@@ -318,7 +317,6 @@ impl Keeper {
         };
         let Greeted {
             child,
-            control,
             ledger,
             receiver,
             ..
@@ -331,7 +329,6 @@ impl Keeper {
                     receiver,
                     ledger,
                     speaker: speaker.number,
-                    _control: control,
                 });
                 Ok(())
             }
@@ -493,14 +490,8 @@ impl Running {
                 Some(other) => return Err(invalid(format!("message kind {}", other.kind))),
                 None => {}
             }
-            match self
-                .receiver
-                .receive(self.connection.get_ref().as_fd(), RecvFlags::DONTWAIT)?
-            {
-                Received::Bytes { .. } => {}
-                Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
-                // Cleared before the next look, so that what comes in between is not missed.
-                Received::WouldBlock => self.connection.readable().await?.clear_ready(),
+            if !more(&self.connection, &mut self.receiver).await? {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }

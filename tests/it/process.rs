@@ -267,14 +267,16 @@ async fn what_somebody_else_has_taken_ends_no_wait() {
 
 #[tokio::test]
 async fn joining_for_a_while_keeps_the_handle() {
+    let (mut listens, say) = std::io::pipe().unwrap();
     let mut process = within(quiet().spawn_async(
-        |_: ()| async {
+        |say: Fd| async {
             let mut terminate =
                 tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+            std::fs::File::from(say.into_inner()).write_all(b".").unwrap();
             terminate.recv().await;
             "told".to_owned()
         },
-        (),
+        say.into(),
     ))
     .await
     .unwrap();
@@ -284,7 +286,7 @@ async fn joining_for_a_while_keeps_the_handle() {
     );
     assert!(process.is_alive());
     // Its own handling runs, as soon as it has one.
-    eventually("it has a handler", || catches(process.pid(), 15));
+    listens.read_exact(&mut [0]).unwrap();
     process.terminate().unwrap();
     assert_eq!(
         within(process.join_timeout(Duration::MAX)).await.unwrap(),
@@ -294,15 +296,6 @@ async fn joining_for_a_while_keeps_the_handle() {
     let error = within(process.join_timeout(Duration::ZERO)).await.unwrap_err();
     assert_eq!(error.kind(), ProcessErrorKind::AlreadyJoined);
     assert_eq!(fails(process).await.kind(), ProcessErrorKind::AlreadyJoined);
-}
-
-fn catches(pid: u32, signal: u32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let caught = status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigCgt:"))
-        .unwrap();
-    u64::from_str_radix(caught.trim(), 16).unwrap() & (1 << (signal - 1)) != 0
 }
 
 #[tokio::test]

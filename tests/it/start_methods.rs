@@ -310,6 +310,16 @@ async fn what_a_copy_starts_ends_with_it() {
         std::fs::read_to_string(format!("/proc/{strays}/comm")).is_ok_and(|name| name == "sleep\n")
     });
     let others: Vec<u32> = pids(&pool).into_iter().filter(|&pid| pid != worker).collect();
+    // By its mark, which no other copy of the template has.
+    let mark = |pid: u32| {
+        let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+        let mut variables = environment.split('\0').map(str::to_owned);
+        variables
+            .find(|variable| variable.starts_with("PROCESSION_WORKER="))
+            .unwrap()
+    };
+    assert_eq!(mark(strays), mark(worker));
+    assert_ne!(mark(others[0]), mark(worker));
     signal(worker, Signal::KILL);
     gone(strays);
     eventually("it is replaced", || {
