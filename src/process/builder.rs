@@ -20,7 +20,7 @@ use super::child::Child;
 use super::children;
 use super::descendants::adopts;
 use super::error::{Cause, ProcessError};
-use super::handle::{Process, Run};
+use super::handle::{Held, Process, Run};
 use super::identity::current;
 use super::launch::{Launched, Order, copy, execute, refused};
 use super::life::{Care, Life, live};
@@ -50,6 +50,7 @@ use crate::{init, runtime, worker};
 pub struct ProcessBuilder {
     name: Option<String>,
     is_daemon: bool,
+    kills_on_drop: bool,
     program: Program,
     stdout: Output,
     stderr: Output,
@@ -89,6 +90,7 @@ impl Default for ProcessBuilder {
         Self {
             name: None,
             is_daemon: false,
+            kills_on_drop: false,
             program: Program::default(),
             stdout: Output::inherit(),
             stderr: Output::inherit(),
@@ -127,6 +129,14 @@ impl ProcessBuilder {
     /// when its parent has ended, for as long as its function does, and its value is lost.
     pub fn daemon(mut self, daemon: bool) -> Self {
         self.is_daemon = daemon;
+        self
+    }
+
+    /// Whether the process is [killed](Process::kill) when its handle is dropped, or the future of
+    /// [`spawn`](Self::spawn) or [`join`](Process::join) before it is ready. So a time limit is one of any future:
+    /// `tokio::time::timeout(limit, process.join())`. Defaults to `false`: it is detached.
+    pub fn kill_on_drop(mut self, kill: bool) -> Self {
+        self.kills_on_drop = kill;
         self
     }
 
@@ -344,7 +354,7 @@ impl ProcessBuilder {
     ///
     /// # Cancel safety
     ///
-    /// Not cancel safe: dropped before it is ready, the process may have been started, and is detached then.
+    /// Not cancel safe: dropped before it is ready, the process may have been started, and its handle is dropped then.
     pub fn spawn<F, A, R>(
         &self,
         function: F,
@@ -404,23 +414,19 @@ impl ProcessBuilder {
         let name = self.name.clone().unwrap_or_else(next_name);
         let builder = self.clone();
         async move {
-            let life = builder.start(name.clone(), message).await;
-            life.map(Process::new)
+            let held = builder.start(name.clone(), message).await;
+            held.map(Process::new)
                 .map_err(|cause| ProcessError::new(&name, None, None, cause))
         }
     }
 
     /// Starts a process, which is looked after from then on, whoever waits for this. What it takes of the system, it
     /// takes when it is its turn.
-    async fn start(
-        self,
-        name: String,
-        message: Result<Outgoing, Box<EncodeError>>,
-    ) -> Result<Arc<Life>, Cause> {
+    async fn start(self, name: String, message: Result<Outgoing, Box<EncodeError>>) -> Result<Held, Cause> {
         self.check(&name)?;
         let message = message.map_err(|error| Cause::from(*error))?;
         let own = runtime::handle().map_err(refused("start the library's thread"))?;
-        let (life, told) = match self.template()? {
+        let (held, told) = match self.template()? {
             // Here, for nobody else has to be woken then.
             None => {
                 let (order, starting) = self.prepare(name, message)?;
@@ -447,7 +453,7 @@ impl ProcessBuilder {
             // The end of the channel is the sign.
             told.await.ok();
         }
-        Ok(life)
+        Ok(held)
     }
 
     /// The options, checked.
@@ -571,6 +577,7 @@ impl ProcessBuilder {
             name,
             is_daemon: self.is_daemon,
             is_bound: self.is_bound(),
+            kills_on_drop: self.kills_on_drop,
             ears,
             heard,
             care: Care {
@@ -592,6 +599,7 @@ struct Starting {
     name: String,
     is_daemon: bool,
     is_bound: bool,
+    kills_on_drop: bool,
     ears: Option<&'static Arc<Ears>>,
     heard: Heard,
     care: Care,
@@ -604,11 +612,12 @@ impl Starting {
         self,
         mut launched: Launched,
         own: &Handle,
-    ) -> Result<(Arc<Life>, Option<oneshot::Receiver<()>>), BuildError> {
+    ) -> Result<(Held, Option<oneshot::Receiver<()>>), BuildError> {
         let Self {
             name,
             is_daemon,
             is_bound,
+            kills_on_drop,
             ears,
             heard,
             mut care,
@@ -644,7 +653,7 @@ impl Starting {
             false => launched.greeting.sent(),
         };
         own.spawn(live(Arc::clone(&life), launched, care));
-        Ok((life, told))
+        Ok((Held::new(life, kills_on_drop), told))
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::Signal;
 
-use super::error::exit_code;
+use super::error::{Cause, ProcessError, exit_code};
 use super::life::Life;
 use crate::init::init;
 use crate::runtime;
@@ -107,14 +107,20 @@ impl ChildProcess {
         self.life.kill()
     }
 
-    /// Waits for its end.
+    /// Waits for its end, as [`Process::wait`](crate::Process::wait).
+    ///
+    /// # Errors
+    ///
+    /// [`StatusLost`](crate::ProcessErrorKind::StatusLost): it has ended, and nobody knows how.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub async fn wait(&self) -> Option<ExitStatus> {
+    pub async fn wait(&self) -> Result<ExitStatus, ProcessError> {
         self.life.over().await;
-        self.life.status()
+        self.life
+            .status()
+            .ok_or_else(|| self.life.error(Cause::StatusLost))
     }
 }
 

@@ -27,7 +27,8 @@ use crate::runtime;
 /// unless it is a [daemon](ProcessBuilder::daemon), or inside a worker, it lives on when its parent ends.
 /// [`what_happens_when`](crate::what_happens_when) lists what can become of it.
 ///
-/// A handle. Dropping it detaches: the process goes on, and is reaped when it ends. [`join_children`](crate::join_children)
+/// A handle. Dropping it detaches, unless the builder [says otherwise](ProcessBuilder::kill_on_drop): the process goes
+/// on, and is reaped when it ends. [`join_children`](crate::join_children)
 /// waits for those too, and [`active_children`](crate::active_children) has them all.
 ///
 /// Standard input is empty. Standard output and standard error are those of this process, unless the
@@ -39,7 +40,7 @@ use crate::runtime;
 ///
 /// # Cancel safety
 ///
-/// Awaiting it is [`join`](Self::join): dropped before it is ready, the process is detached, and its value lost.
+/// Awaiting it is [`join`](Self::join): dropped before it is ready, the handle is dropped, and the value lost.
 ///
 /// # Exit codes
 ///
@@ -71,9 +72,30 @@ use crate::runtime;
 #[must_use = "dropping the handle detaches the process"]
 pub struct Process<R = ()> {
     child: ChildProcess,
-    life: Arc<Life>,
-    is_joined: bool,
+    held: Held,
     result: PhantomData<fn() -> R>,
+}
+
+/// Somebody's hold on a process.
+#[derive(Debug)]
+pub(super) struct Held {
+    life: Arc<Life>,
+    kills_on_drop: bool,
+}
+
+impl Held {
+    pub(super) fn new(life: Arc<Life>, kills_on_drop: bool) -> Self {
+        Self { life, kills_on_drop }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.kills_on_drop && !self.life.is_over() {
+            // Nobody is left to be told that it may not be killed.
+            self.life.kill().ok();
+        }
+    }
 }
 
 /// A value that is run as a process: what it needs is in its fields.
@@ -142,11 +164,10 @@ impl<R: Serialize + DeserializeOwned + 'static> Process<R> {
 }
 
 impl<R> Process<R> {
-    pub(super) fn new(life: Arc<Life>) -> Self {
+    pub(super) fn new(held: Held) -> Self {
         Self {
-            child: ChildProcess::new(&life),
-            life,
-            is_joined: false,
+            child: ChildProcess::new(&held.life),
+            held,
             result: PhantomData,
         }
     }
@@ -231,10 +252,7 @@ impl<R> Process<R> {
     ///
     /// Cancel safe.
     pub async fn wait(&mut self) -> Result<ExitStatus, ProcessError> {
-        match self.child.wait().await {
-            Some(status) => Ok(status),
-            None => Err(self.life.error(Cause::StatusLost)),
-        }
+        self.child.wait().await
     }
 }
 
@@ -247,10 +265,9 @@ impl<R: DeserializeOwned> Process<R> {
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe as far as the process is concerned: dropped before it is ready, the process is detached, and its
-    /// value lost.
+    /// Not cancel safe: dropped before it is ready, the handle is dropped, and the value lost.
     pub async fn join(mut self) -> Result<R, ProcessError> {
-        self.life.over().await;
+        self.held.life.over().await;
         self.take()
     }
 
@@ -260,7 +277,7 @@ impl<R: DeserializeOwned> Process<R> {
     /// # Errors
     ///
     /// As [`join`](Self::join), and [`AlreadyJoined`](crate::ProcessErrorKind::AlreadyJoined) where an earlier call has
-    /// given the value.
+    /// given the value. A failure is given to whoever asks.
     ///
     /// # Cancel safety
     ///
@@ -268,11 +285,11 @@ impl<R: DeserializeOwned> Process<R> {
     pub async fn join_timeout(&mut self, timeout: Duration) -> Result<Option<R>, ProcessError> {
         let own = runtime::handle().map_err(|error| {
             let error = refused("start the library's thread")(error);
-            self.life.error(Cause::Start(error))
+            self.held.life.error(Cause::Start(error))
         })?;
         // On the library's own runtime, for this may be awaited outside any; dropping the set ends it.
         let mut waiting = JoinSet::new();
-        let life = Arc::clone(&self.life);
+        let life = Arc::clone(&self.held.life);
         waiting.spawn_on(
             async move { tokio::time::timeout(timeout, life.over()).await.is_ok() },
             own,
@@ -284,14 +301,12 @@ impl<R: DeserializeOwned> Process<R> {
     }
 
     fn take(&mut self) -> Result<R, ProcessError> {
-        if std::mem::replace(&mut self.is_joined, true) {
-            return Err(self.life.error(Cause::AlreadyJoined));
-        }
-        match self.life.take_outcome() {
-            Some(Outcome::Value(message)) => decode(message).map_err(|cause| self.life.error(cause)),
-            Some(Outcome::Failed(cause)) => Err(self.life.error(cause)),
-            None => Err(self.life.error(Cause::AlreadyJoined)),
-        }
+        let outcome = match self.held.life.take_outcome() {
+            Some(Outcome::Value(message)) => decode(message),
+            Some(Outcome::Failed(cause)) => Err(cause),
+            None => Err(Cause::AlreadyJoined),
+        };
+        outcome.map_err(|cause| self.held.life.error(cause))
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn insist() {
         command.arg0(name);
     }
     // It only returns when it has failed, and then small pages it is.
-    let _ = command.args(arguments).env(VARIABLE, format!("{next}01")).exec();
+    drop(command.args(arguments).env(VARIABLE, format!("{next}01")).exec());
 }
 
 /// Whether glibc would have to ask the system for large pages and does not. It begins with its heap.

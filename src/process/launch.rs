@@ -22,8 +22,8 @@ use crate::wire::frame::Outgoing;
 use crate::wire::message::{Failure, InitFailure, LimitOption, Ready, Welcome, kind, message_limit};
 use crate::wire::transport::{Receiver, datagram_pair};
 
-/// What a process may take from hanging up to its end before it is killed.
-pub(crate) const HANG_UP_GRACE: Duration = Duration::from_millis(100);
+/// What a process may take from hanging up to its end, on a machine that is busy, before it is killed.
+pub(crate) const HANG_UP_GRACE: Duration = Duration::from_secs(1);
 /// What the last words of a process that has ended may take to arrive.
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(200);
 /// The number of the one task of a process that gets no other.
@@ -331,6 +331,9 @@ impl Report<'_> {
                     option: option.name(),
                     reason,
                 }
+            }
+            (HandshakeFailure::Initializer(InitFailure::Setup(reason)), _) => {
+                handshake(reason, first_bytes, stderr)
             }
             (HandshakeFailure::Initializer(failure), initializer) => {
                 let (message, panic) = match failure {

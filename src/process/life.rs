@@ -54,7 +54,7 @@ pub(crate) struct Life {
     is_signalled: AtomicBool,
     /// How it ended, as soon as that is known.
     status: OnceLock<Option<ExitStatus>>,
-    /// What became of its function, for the first who asks.
+    /// What became of its function. A value is for the first who asks.
     outcome: Mutex<Option<Outcome>>,
     /// Set when everything is over.
     is_over: OnceLock<()>,
@@ -120,7 +120,11 @@ impl Life {
     }
 
     pub(crate) fn take_outcome(&self) -> Option<Outcome> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*outcome {
+            Some(Outcome::Failed(cause)) => Some(Outcome::Failed(cause.clone())),
+            _ => outcome.take(),
+        }
     }
 
     /// Sends it a signal. That it has ended is no error.
@@ -260,10 +264,12 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
 /// Whether a process that never was ready was ended by somebody, and is itself not to blame. A signal that comes while
 /// an initializer runs is that one's, unless it was sent through the handle.
 fn is_own_end(life: &Life, care: &Care, error: &HandshakeError, status: Option<ExitStatus>) -> bool {
-    let has_signal = status.is_some_and(|status| status.signal().is_some());
+    let is_signalled = life.is_signalled.load(Ordering::Acquire);
+    // Where nobody knows how it ended, it did what it was told.
+    let has_signal = status.map_or(is_signalled, |status| status.signal().is_some());
     match error.failure {
         HandshakeFailure::End(StartPhase::Initializer) if care.initializer.is_some() => {
-            has_signal && life.is_signalled.load(Ordering::Acquire)
+            has_signal && is_signalled
         }
         HandshakeFailure::End(_) => has_signal,
         _ => false,

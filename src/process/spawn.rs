@@ -1,6 +1,7 @@
 //! Starting a worker: this program again, with one end of a socket pair as its standard input and output.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -124,6 +125,22 @@ impl Program {
     }
 }
 
+/// The system does not say whether it is the program that is missing or the directory.
+fn explain(program: &Program, error: io::Error) -> io::Error {
+    let directory = program.current_dir.as_deref();
+    let refused = directory.and_then(|directory| Some((directory, fs::metadata(directory.join(".")).err()?)));
+    match refused {
+        Some((directory, reason)) => {
+            let directory = directory.display();
+            io::Error::new(
+                error.kind(),
+                format!("its working directory {directory}: {reason}"),
+            )
+        }
+        None => error,
+    }
+}
+
 /// A process that has been started, and the parent's end of its connection.
 #[derive(Debug)]
 pub(crate) struct Spawned {
@@ -190,7 +207,8 @@ pub(crate) fn spawn(
         .stderr(Stdio::from(stderr));
     // A group of its own: Ctrl-C reaches the parent alone, and the worker can be killed with all that it starts.
     command.process_group(0);
-    let child = Child::new(command.spawn()?, marker)?;
+    let child = command.spawn().map_err(|error| explain(program, error))?;
+    let child = Child::new(child, marker)?;
     Ok(Spawned {
         child,
         connection: Arc::new(ours),

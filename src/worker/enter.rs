@@ -184,16 +184,12 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
     let aborts = Arc::new(serve::Aborts::default());
-    watch::start(
-        Arc::clone(&inbox),
-        Arc::clone(&replies),
-        control,
-        Arc::clone(&aborts),
-        pipes,
-    )?;
 
     let initializer = welcome.initializer.take();
     let prepare = || -> Result<Ready, InitFailure> {
+        let (inbox, replies) = (Arc::clone(&inbox), Arc::clone(&replies));
+        watch::start(inbox, Arc::clone(&replies), control, Arc::clone(&aborts), pipes)
+            .map_err(|error| InitFailure::Setup(error.to_string()))?;
         let ready = limits::apply(&welcome.limits, &replies)?;
         if let Some((row, argument)) = initializer {
             let _running = memory::running();

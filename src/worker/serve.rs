@@ -19,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::adopted;
 use super::cancel;
-use super::enter::die;
+use super::enter::{die, is_free};
 use super::execute::{Limits, Prepared, Reply, chunk_reply, failure_reply, run_chunk, run_single};
 use super::footprint::Footprint;
 use super::inbox::{Inbox, Next};
@@ -129,6 +129,8 @@ fn serve_one(
                 }
             }
             Next::Shutdown => return Ok(failed),
+            // The parent has ended in the middle of what it had to say, which was only that no other task will come.
+            Next::End if is_free() => return Ok(failed),
             Next::End => die(),
         }
     }

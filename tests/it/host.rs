@@ -123,6 +123,16 @@ fn it_may_ignore_the_end_of_single_processes() {
                 (error.kind(), error.exit_status()),
                 (ProcessErrorKind::Exited, None)
             );
+            // Nor does anybody know whether it was ready, but who ended it.
+            let process = within(builder.spawn(|_: ()| std::thread::park(), ()))
+                .await
+                .unwrap();
+            process.kill().unwrap();
+            let error = within(process.join()).await.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.exit_status()),
+                (ProcessErrorKind::Exited, None)
+            );
         }
     });
 }

@@ -11,12 +11,14 @@ use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use procession::{
-    BuildError, Fd, Output, Process, ProcessBuilder, ProcessError, ProcessErrorKind, Run, wait_any,
+    BuildError, Fd, Output, Process, ProcessBuilder, ProcessError, ProcessErrorKind, Run, StartMethod,
+    wait_any,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::fuse::{eventually, within};
+use crate::gate::{gate, wait_at};
 use crate::lost_workers::{close_all, connection};
 use crate::scene::{exists, gone, same};
 
@@ -24,16 +26,15 @@ fn quiet() -> ProcessBuilder {
     Process::builder().stdout(Output::null()).stderr(Output::null())
 }
 
+fn never_ends<T>(_: T) {
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Starts a function that never returns.
 async fn endless() -> Process<()> {
-    within(quiet().spawn(
-        |_: ()| loop {
-            std::thread::park()
-        },
-        (),
-    ))
-    .await
-    .unwrap()
+    within(quiet().spawn(never_ends::<()>, ())).await.unwrap()
 }
 
 async fn fails<R: serde::de::DeserializeOwned + std::fmt::Debug>(process: Process<R>) -> ProcessError {
@@ -409,13 +410,21 @@ async fn options_without_a_meaning_are_refused() {
         !told.contains(&behind) && behind.contains("No such file"),
         "{behind}"
     );
-    let error = within(quiet().current_dir("/does/not/exist").spawn(|_: ()| (), ()))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error.start_error(), Some(BuildError::Spawn { .. })),
-        "{error:?}"
-    );
+    for (directory, reason) in [
+        ("/does/not/exist", "No such file"),
+        ("/dev/null", "Not a directory"),
+    ] {
+        let error = within(quiet().current_dir(directory).spawn(|_: ()| (), ()))
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error.start_error(), Some(BuildError::Spawn { .. })),
+            "{error:?}"
+        );
+        let behind = error.source().unwrap().to_string();
+        let told = format!("its working directory {directory}: {reason}");
+        assert!(behind.starts_with(&told), "{behind}");
+    }
     let process = within(quiet().program("/bin/true").spawn(|_: ()| (), ()))
         .await
         .unwrap();
@@ -666,10 +675,7 @@ async fn one_that_has_ended_is_buried_whether_it_is_joined_or_not() {
         ("dropped", true, false)
     );
     told.write_all(b".").unwrap();
-    assert_eq!(
-        within(child.wait()).await.and_then(|status| status.code()),
-        Some(0)
-    );
+    assert_eq!(within(child.wait()).await.unwrap().code(), Some(0));
     assert!(!exists(pid));
     assert!(
         !procession::active_children()
@@ -765,4 +771,62 @@ async fn processes_nest_and_are_named_after_one_another() {
     .await
     .unwrap();
     assert!(error.contains("could not be started"), "{error}");
+}
+
+#[tokio::test]
+async fn a_failure_is_given_to_whoever_asks() {
+    let mut process = within(quiet().spawn(|_: ()| panic!("once"), ())).await.unwrap();
+    for _ in 0..2 {
+        let error = within(process.join_timeout(Duration::MAX)).await.unwrap_err();
+        assert_eq!(error.kind(), ProcessErrorKind::Panicked);
+    }
+    assert_eq!(fails::<()>(process).await.kind(), ProcessErrorKind::Panicked);
+}
+
+#[tokio::test]
+async fn a_process_is_killed_with_its_handle_where_that_is_asked_for() {
+    let (mut gate, argument) = gate();
+    let builder = quiet().kill_on_drop(true);
+    // Its handle is dropped, or the future that waits for it: that is a time limit.
+    for is_joined in [false, true] {
+        let process = within(builder.spawn(never_ends::<()>, ())).await.unwrap();
+        let pid = process.pid();
+        if is_joined {
+            let late = tokio::time::timeout(Duration::from_millis(1), process.join());
+            assert!(late.await.is_err());
+        } else {
+            drop(process);
+        }
+        gone(pid);
+    }
+    // So is the future that starts it, with a template and without.
+    for method in [StartMethod::Exec, StartMethod::ForkServer] {
+        let builder = builder.clone().start_method(method);
+        within(builder.warm_up()).await.unwrap();
+        let builder = builder.name("a mayfly");
+        let mut start = Box::pin(builder.spawn(
+            never_ends::<Vec<u8>>,
+            // More than fits into the connection, so that it is not sent at once.
+            vec![0; 4 << 20],
+        ));
+        assert!(futures::poll!(&mut start).is_pending());
+        drop(start);
+        // When this one has had its turn, that one has.
+        let next = within(builder.clone().name("the next").spawn(same::<u8>, 7));
+        assert_eq!(within(next.await.unwrap().join()).await.unwrap(), 7);
+        eventually("it is gone", || {
+            !procession::active_children()
+                .iter()
+                .any(|child| child.name() == "a mayfly")
+        });
+    }
+    // One that has ended is not concerned, and without it nothing is.
+    let process = within(builder.spawn(same::<u8>, 7)).await.unwrap();
+    assert_eq!(within(process.join()).await.unwrap(), 7);
+    let process = within(quiet().spawn(wait_at, argument)).await.unwrap();
+    let pid = gate.entered();
+    drop(process);
+    assert!(exists(pid));
+    gate.open();
+    gone(pid);
 }
