@@ -47,7 +47,7 @@ pub fn current() -> CurrentProcess {
     let (name, is_daemon) = match worker::role() {
         None => (MAIN.to_owned(), false),
         Some(Role::Process { name, is_daemon, .. }) => (name.clone(), *is_daemon),
-        Some(Role::Template { name }) => (name.clone(), false),
+        Some(Role::Template { name, .. }) => (name.clone(), false),
         Some(Role::Worker { pool, worker }) => (format!("{pool}-worker-{worker}"), false),
     };
     CurrentProcess {

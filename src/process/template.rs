@@ -39,6 +39,9 @@ use crate::wire::frame::Outgoing;
 use crate::wire::message::{LimitOption, Role, Welcome, Words, WorkerLimits, kind};
 use crate::wire::transport::{Outbox, Receiver, is_crowded};
 
+/// What threads of an initializer's may take to end when it has returned.
+const LONGEST_END: Duration = Duration::from_secs(1);
+
 /// What a template is made of.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -241,6 +244,8 @@ impl Keeper {
         let welcome = Welcome {
             role: Role::Template {
                 name: plan.name.clone(),
+                // What becomes of them is the error then, and not that the time for the start was up.
+                patience: LONGEST_END.min(plan.start_timeout / 2),
             },
             depth: plan.depth,
             max_frame_size: plan.max_frame_size,

@@ -324,6 +324,8 @@ pub(crate) struct Decoder {
     current: Option<Current>,
     partial: HashMap<(u8, u64), Partial>,
     fds: VecDeque<Waiting>,
+    /// What comes without its descriptors is an error.
+    needs_fds: bool,
 }
 
 /// What waits for the frame that it came with.
@@ -344,7 +346,13 @@ impl Decoder {
             current: None,
             partial: HashMap::new(),
             fds: VecDeque::new(),
+            needs_fds: false,
         }
+    }
+
+    /// Refuses messages that come without their descriptors.
+    pub(crate) fn need_fds(&mut self) {
+        self.needs_fds = true;
     }
 
     pub(crate) fn set_limit(&mut self, limit: u64) {
@@ -356,7 +364,8 @@ impl Decoder {
         self.wait(fds.into_iter().map(Waiting::Fd))
     }
 
-    /// The bytes about to be decoded came with descriptors that this process has no room for. Their message goes without.
+    /// The bytes about to be decoded came with descriptors that this process has no room for. Their message goes without,
+    /// unless that [is refused](Self::need_fds).
     pub(crate) fn lose_fds(&mut self) -> Result<(), FrameError> {
         self.wait([Waiting::Lost])
     }
@@ -574,7 +583,7 @@ impl Decoder {
         for received in 0..claimed {
             match self.fds.pop_front() {
                 Some(Waiting::Fd(fd)) => fds.push(fd),
-                Some(Waiting::Lost) if received == 0 => return Ok(()),
+                Some(Waiting::Lost) if received == 0 && !self.needs_fds => return Ok(()),
                 _ => return Err(FrameError::MissingFds { claimed, received }),
             }
         }

@@ -88,7 +88,11 @@ pub(crate) enum Role {
     /// To run the tasks of a pool, until that wants no more.
     Worker { pool: String, worker: usize },
     /// To run the initializer and then be copied, with its one thread, into processes of the other kinds.
-    Template { name: String },
+    Template {
+        name: String,
+        /// What threads of the initializer's may take to end when it has returned.
+        patience: Duration,
+    },
     /// To run one function.
     Process {
         name: String,

@@ -329,6 +329,11 @@ impl Receiver {
         self.decoder.set_limit(limit);
     }
 
+    /// Refuses messages that come without their descriptors, from here on.
+    pub(crate) fn need_fds(&mut self) {
+        self.decoder.need_fds();
+    }
+
     /// Bytes that have come since the connection began, or since [`Self::skip`].
     pub(crate) fn total(&self) -> u64 {
         self.total

@@ -155,20 +155,24 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     set_name(&welcome.role);
     panic::install_hook();
 
-    let is_template = matches!(welcome.role, Role::Template { .. });
+    let patience = match &welcome.role {
+        Role::Template { patience, .. } => Some(*patience),
+        _ => None,
+    };
     let is_process = matches!(welcome.role, Role::Process { .. });
     let identity = Identity {
         role: welcome.role,
         depth: depth.max(welcome.depth),
     };
     set_identity(identity);
-    if is_template {
+    if let Some(patience) = patience {
         let copied = template::serve(
             &connection,
             &mut receiver,
             &ledger,
             control,
             welcome.initializer.take(),
+            patience,
         )?;
         return Ok(copied.map_or(End::Exit(0), End::Copied));
     }
@@ -180,6 +184,10 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         set_parent_process_death_signal(None).ok();
     }
     receiver.set_limit(message_limit(welcome.max_frame_size));
+    if !is_process {
+        // Another worker has room for what this one's tasks have left none for.
+        receiver.need_fds();
+    }
     let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin)?);
     let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);
@@ -303,7 +311,7 @@ pub(super) fn initialize(row: u32, argument: &[u8]) -> Result<(), InitFailure> {
 /// Gives the process a name of its own: executed through `/proc/self/exe`, it would be called `exe`.
 fn set_name(role: &Role) {
     let name = match role {
-        Role::Process { name, .. } | Role::Template { name } => shortened(name, ""),
+        Role::Process { name, .. } | Role::Template { name, .. } => shortened(name, ""),
         Role::Worker { worker, .. } => {
             let shown = std::env::args_os().next().unwrap_or_default();
             let shown = shown.to_string_lossy();

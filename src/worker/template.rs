@@ -23,8 +23,6 @@ use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{InitFailure, LimitOption, Ready, kind};
 use crate::wire::transport::Receiver;
 
-/// What threads of the initializer's may take to end when it has returned.
-const LONGEST_END: Duration = Duration::from_secs(1);
 /// The pause between two looks at them.
 const LOOKS_AGAIN: Duration = Duration::from_millis(1);
 
@@ -37,9 +35,10 @@ pub(super) fn serve(
     ledger: &Ledger,
     control: OwnedFd,
     initializer: Option<(u32, Bytes)>,
+    patience: Duration,
 ) -> io::Result<Option<OwnedFd>> {
     let mut bytes = Outgoing::buffer(64);
-    if let Err(failure) = prepare(control, initializer) {
+    if let Err(failure) = prepare(control, initializer, patience) {
         message_bytes(&failure, &mut bytes);
         say(connection, Outgoing::new(kind::INIT_FAILED, bytes, Vec::new()))?;
         return Ok(None);
@@ -78,8 +77,12 @@ pub(super) fn serve(
     Ok(None)
 }
 
-/// Runs the initializer, which must leave a single thread.
-fn prepare(control: OwnedFd, initializer: Option<(u32, Bytes)>) -> Result<(), InitFailure> {
+/// Runs the initializer, which must leave a single thread. Others have so long to end.
+fn prepare(
+    control: OwnedFd,
+    initializer: Option<(u32, Bytes)>,
+    patience: Duration,
+) -> Result<(), InitFailure> {
     let refused = |reason| {
         Err(InitFailure::Limit {
             option: LimitOption::StartMethod,
@@ -101,7 +104,7 @@ fn prepare(control: OwnedFd, initializer: Option<(u32, Bytes)>) -> Result<(), In
         match fork::threads() {
             Some(1) => return Ok(()),
             // One that has been waited for may take a moment until it is gone, in a scope more than that.
-            Some(2..) if began.elapsed() < LONGEST_END => thread::park_timeout(LOOKS_AGAIN),
+            Some(2..) if began.elapsed() < patience => thread::park_timeout(LOOKS_AGAIN),
             Some(threads) => {
                 return refused(format!(
                     "the template has {threads} threads when its initializer has run, and can be forked with a \

@@ -557,6 +557,29 @@ async fn a_program_that_starts_the_template_instead_of_becoming_it_is_refused() 
 }
 
 #[tokio::test]
+async fn a_thread_that_an_initializer_leaves_is_named_before_the_time_for_the_start_is_up() {
+    fn leave((): ()) {
+        let endless = || {
+            loop {
+                std::thread::park();
+            }
+        };
+        drop(std::thread::spawn(endless));
+    }
+    let builder = warm()
+        .initializer(leave, ())
+        .start_timeout(Duration::from_secs(1));
+    let error = within(builder.warm_up()).await.unwrap_err();
+    assert!(
+        matches!(
+            error.start_error(),
+            Some(BuildError::InvalidOption { option: "start_method", reason }) if reason.contains("2 threads")
+        ),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
 async fn threads_that_end_with_the_initializer_may_take_a_moment() {
     let builder = warm().initializer(
         |_: ()| {

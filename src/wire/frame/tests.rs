@@ -434,6 +434,15 @@ fn descriptors_that_were_lost_are_missed_by_their_message_alone() {
         .map(|message| (message.id, message.fds.len()))
         .collect();
     assert_eq!(fds, [(1, 1), (2, 0), (3, 2)]);
+    let mut strict = Decoder::new(LIMIT);
+    strict.need_fds();
+    strict.lose_fds().unwrap();
+    let error = decode(&mut strict, &header(0, 1, 0, 2, 4), &[], false).unwrap_err();
+    let missing = FrameError::MissingFds {
+        claimed: 2,
+        received: 0,
+    };
+    assert_eq!(error, missing);
     // What is lost stands for no part of what a frame claims.
     decoder.push_fds(descriptors(1)).unwrap();
     decoder.lose_fds().unwrap();
