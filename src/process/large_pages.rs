@@ -20,7 +20,7 @@ const VARIABLE: &str = "GLIBC_TUNABLES";
 const OPTION: &str = "glibc.malloc.hugetlb";
 /// As nobody else writes it. Each further try has one more 0 in front of the 1.
 const ASKED: &str = "glibc.malloc.hugetlb=0x1";
-const TRIES: usize = 6;
+const TRIES: usize = 10;
 /// How a program is executed that may be gone from where it was.
 const SELF: &str = "/proc/self/exe";
 
@@ -34,6 +34,18 @@ pub(super) fn ask_for(environment: &mut Environment) {
         },
     };
     environment.set(VARIABLE, value);
+}
+
+/// Whether the first use of free memory is slow, because a hypervisor has taken it back meanwhile: large pages are made
+/// of what has been free for long, small ones of what was just given back.
+pub(super) fn come_late() -> bool {
+    /// Free page reporting, by the Virtual I/O Device specification, 5.5.3.
+    const REPORTING: usize = 5;
+    let devices = fs::read_dir("/sys/bus/virtio/drivers/virtio_balloon");
+    devices.into_iter().flatten().flatten().any(|device| {
+        let features = fs::read(device.path().join("features"));
+        features.is_ok_and(|features| features.get(REPORTING) == Some(&b'1'))
+    })
 }
 
 /// What stands before the wish in the variable's value, and how many tries there were; `None` where nobody has asked.

@@ -30,8 +30,9 @@ pub enum StartMethod {
     ///
     /// The template's glibc is asked for large pages, in which large memory is forked in a tenth of the time, unless
     /// `GLIBC_TUNABLES` says something about them (`glibc.malloc.hugetlb`). Some versions only understand now and then:
-    /// the template executes itself again for that, up to six times, with whatever stands before [`init`](crate::init())
-    /// in `main`. Another allocator may have a setting of its own.
+    /// the template executes itself again for that, up to ten times, with whatever stands before [`init`](crate::init())
+    /// in `main`. In a virtual machine whose host takes back free memory, large pages are slow to get, once: there a
+    /// pool's template does without. Another allocator may have a setting of its own.
     ///
     /// In `ps` a copy has the template's command line, and a name of its own. Needs `/proc` and glibc, and a program
     /// that becomes the template itself: where it is started by a shell that stays, or in a namespace of process

@@ -258,7 +258,10 @@ impl Keeper {
             spin: Duration::ZERO,
         };
         let mut program = plan.program.clone();
-        large_pages::ask_for(&mut program.env);
+        // A pool has few copies made, and whoever builds it waits for the first.
+        if plan.is_free || !large_pages::come_late() {
+            large_pages::ask_for(&mut program.env);
+        }
         let order = Order {
             program,
             label: plan.name.clone(),
