@@ -198,7 +198,8 @@ fn send(ready: Fd) {
 /// Task: has read it, and stays until it is told.
 fn hold((ready, gate): (Fd, Fd)) {
     send(ready);
-    fs::File::from(gate.into_inner()).read(&mut [0]).ok();
+    let told = fs::File::from(gate.into_inner()).read(&mut [0]);
+    drop(told);
 }
 
 async fn ours(contender: &str, scale: Scale) -> Result<Figures, Error> {
