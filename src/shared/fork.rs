@@ -8,7 +8,7 @@
 
 #![expect(unsafe_code, reason = "the system call is reached through the C library only")]
 
-use std::ffi::{c_int, c_long};
+use std::ffi::{c_int, c_long, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::AtomicU64;
@@ -23,8 +23,16 @@ const CLONE_CHILD_CLEARTID: c_long = 0x20_0000;
 const CLONE_CHILD_SETTID: c_long = 0x100_0000;
 #[cfg(target_arch = "x86_64")]
 const SYS_CLONE: c_long = 56;
+#[cfg(target_arch = "x86_64")]
+const SYS_SET_ROBUST_LIST: c_long = 273;
+#[cfg(target_arch = "x86_64")]
+const SYS_GET_ROBUST_LIST: c_long = 274;
 #[cfg(target_arch = "aarch64")]
 const SYS_CLONE: c_long = 220;
+#[cfg(target_arch = "aarch64")]
+const SYS_SET_ROBUST_LIST: c_long = 99;
+#[cfg(target_arch = "aarch64")]
+const SYS_GET_ROBUST_LIST: c_long = 100;
 
 const OBSTACLE: &str = if cfg!(target_env = "gnu") {
     "the kernel does not tell where the number of a thread is kept (PR_GET_TID_ADDRESS)"
@@ -34,7 +42,7 @@ const OBSTACLE: &str = if cfg!(target_env = "gnu") {
 
 unsafe extern "C" {
     fn syscall(number: c_long, ...) -> c_long;
-    fn fflush(stream: *mut std::ffi::c_void) -> c_int;
+    fn fflush(stream: *mut c_void) -> c_int;
 }
 
 /// Where one finds itself after a fork.
@@ -86,6 +94,7 @@ pub(crate) fn sibling(number: &AtomicU64) -> io::Result<Side> {
     // Buffers of C code would be written out by both.
     // SAFETY: a null pointer means all streams.
     unsafe { fflush(ptr::null_mut()) };
+    let locks = RobustList::of_this_thread();
     let flags = CLONE_PARENT | CLONE_PARENT_SETTID | CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
     let nowhere = ptr::null_mut::<c_int>();
     // The low half of a word, for the number is positive and the machine little endian.
@@ -103,9 +112,38 @@ pub(crate) fn sibling(number: &AtomicU64) -> io::Result<Side> {
         }
     };
     match u32::try_from(result) {
-        Ok(0) => Ok(Side::Copy),
+        Ok(0) => {
+            locks.tell();
+            Ok(Side::Copy)
+        }
         Ok(number) => Ok(Side::Original(number)),
         Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Where the C library lists the robust mutexes that this thread holds, so that the kernel can tell others when it ends.
+/// A copy has the list at the same place, and the kernel has to be told of it anew.
+struct RobustList {
+    head: *mut c_void,
+    length: usize,
+}
+
+impl RobustList {
+    fn of_this_thread() -> Self {
+        let mut list = Self {
+            head: ptr::null_mut(),
+            length: 0,
+        };
+        let this_thread: c_int = 0;
+        let (head, length) = (&raw mut list.head, &raw mut list.length);
+        // SAFETY: both places are valid for what the kernel writes. It never refuses what a thread asks of itself.
+        unsafe { syscall(SYS_GET_ROBUST_LIST, this_thread, head, length) };
+        list
+    }
+
+    fn tell(&self) {
+        // SAFETY: the C library keeps the list for as long as the thread lives.
+        unsafe { syscall(SYS_SET_ROBUST_LIST, self.head, self.length) };
     }
 }
 

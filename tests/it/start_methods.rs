@@ -752,3 +752,26 @@ async fn what_the_initializer_loads_is_in_large_pages_and_the_environment_does_n
     let (_, environment) = told(warm().env("GLIBC_TUNABLES", "glibc.malloc.perturb=1")).await;
     assert_eq!(environment.as_deref(), Some("glibc.malloc.perturb=1"));
 }
+
+#[tokio::test]
+async fn the_kernel_knows_of_the_mutexes_that_a_copy_holds() {
+    /// Task: where its list of robust mutexes is.
+    #[expect(unsafe_code, reason = "nobody else offers the system call")]
+    fn robust_list((): ()) -> (usize, usize) {
+        use std::ffi::c_long;
+        unsafe extern "C" {
+            fn syscall(number: c_long, ...) -> c_long;
+        }
+        let number: c_long = if cfg!(target_arch = "x86_64") { 274 } else { 100 };
+        let (mut head, mut length) = (0_usize, 0_usize);
+        // SAFETY: the places are valid for what the kernel writes.
+        let result = unsafe { syscall(number, 0, &raw mut head, &raw mut length) };
+        assert_eq!(result, 0);
+        (head, length)
+    }
+    for builder in [warm(), Process::builder()] {
+        let process = within(builder.spawn(robust_list, ())).await.unwrap();
+        let (head, length) = within(process.join()).await.unwrap();
+        assert!(head != 0 && length == 3 * size_of::<usize>(), "{head:#x}, {length}");
+    }
+}
