@@ -772,6 +772,9 @@ async fn the_kernel_knows_of_the_mutexes_that_a_copy_holds() {
     for builder in [warm(), Process::builder()] {
         let process = within(builder.spawn(robust_list, ())).await.unwrap();
         let (head, length) = within(process.join()).await.unwrap();
-        assert!(head != 0 && length == 3 * size_of::<usize>(), "{head:#x}, {length}");
+        assert!(
+            head != 0 && length == 3 * size_of::<usize>(),
+            "{head:#x}, {length}"
+        );
     }
 }
