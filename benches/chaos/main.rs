@@ -1,5 +1,5 @@
-//! A soak: every kind of task in every way of running it, while workers are killed and stopped at random:
-//! `cargo bench --bench chaos`.
+//! A soak: every kind of task in every way of running it, while workers are killed and stopped at random, and single
+//! processes beside them, whose templates are killed: `cargo bench --bench chaos`.
 //!
 //! ```text
 //! cargo bench --bench chaos                                     a minute
@@ -19,6 +19,7 @@ mod ends;
 mod killer;
 mod leaks;
 mod load;
+mod processes;
 #[path = "../common/program.rs"]
 mod program;
 mod random;
@@ -27,6 +28,7 @@ mod staff;
 mod starts;
 mod tally;
 mod tasks;
+mod templates;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,9 +42,11 @@ use ends::Ended;
 use killer::Sent;
 use leaks::Held;
 use load::Load;
+use processes::Lived;
 use site::Site;
 use staff::Staff;
 use tally::Tally;
+use templates::Templates;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -132,7 +136,10 @@ async fn chaos(request: &Request) -> Result<bool, Error> {
     let tally = Arc::new(Tally::new()?);
     let staff = Arc::new(Staff::default());
     let ended = Arc::new(Ended::default());
+    let templates = Arc::new(Templates::new()?);
+    let lived = Arc::new(Lived::default());
     warm_up(&staff, &tally).await?;
+    processes::warm_up(&templates).await?;
     let before = settled().await;
     let (files, threads) = before.counts();
     println!(
@@ -143,7 +150,7 @@ async fn chaos(request: &Request) -> Result<bool, Error> {
     let began = Instant::now();
     let end = began + Duration::from_secs(seconds);
     let load = Arc::new(Load::new(Arc::clone(&tally)));
-    let sites = site::build_all(workers, &staff, &tally.starts.path()).await?;
+    let sites = site::build_all(workers, &staff, &tally.starts.path(), &templates.path()).await?;
     let sites: Vec<Arc<Site>> = sites.into_iter().map(Arc::new).collect();
     let mut submitters = tokio::task::JoinSet::new();
     for site in &sites {
@@ -158,6 +165,13 @@ async fn chaos(request: &Request) -> Result<bool, Error> {
         let seed = seed.wrapping_mul(1000) + number as u64;
         let (load, staff, ended) = (Arc::clone(&load), Arc::clone(&staff), Arc::clone(&ended));
         submitters.spawn(ends::come_and_go(load, staff, ended, number, seed));
+    }
+
+    for _ in 0..2 {
+        let number = submitters.len();
+        let seed = seed.wrapping_mul(1000) + number as u64;
+        let (load, templates, lived) = (Arc::clone(&load), Arc::clone(&templates), Arc::clone(&lived));
+        submitters.spawn(processes::come_and_go(load, templates, lived, number, seed));
     }
 
     let sent = Arc::new(Sent::default());
@@ -235,6 +249,7 @@ async fn chaos(request: &Request) -> Result<bool, Error> {
     );
     println!("signals: {}", sent.table());
     println!("pools: {}", ended.table());
+    println!("processes: {}", lived.table());
     println!(
         "workers: {} started, {} ended; restarts: {}",
         staff.started.load(Relaxed),

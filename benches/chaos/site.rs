@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use procession::{BuildError, Pool, PoolBuilder};
+use procession::{BuildError, Pool, PoolBuilder, StartMethod};
 
 use crate::staff::Staff;
 use crate::tally::{Outcome, Outcomes};
+use crate::templates;
 
 /// Where tasks are submitted, and what they may end as there beside what their own options allow.
 pub(crate) struct Site {
@@ -21,7 +22,9 @@ pub(crate) struct Site {
     pub(crate) submitters: usize,
 }
 
-const NAMES: [&str; 6] = ["plain", "lanes", "worn", "bounded", "limited", "retrying"];
+const NAMES: [&str; 7] = [
+    "plain", "lanes", "worn", "bounded", "limited", "retrying", "forked",
+];
 
 /// At least one worker for each pool and two for those that come and go.
 pub(crate) const LEAST_WORKERS: usize = NAMES.len() + 2;
@@ -31,6 +34,7 @@ pub(crate) async fn build_all(
     workers: usize,
     staff: &Arc<Staff>,
     starts: &str,
+    templates: &str,
 ) -> Result<Vec<Site>, BuildError> {
     let mut sites = Vec::new();
     for (index, name) in NAMES.into_iter().enumerate() {
@@ -48,6 +52,9 @@ pub(crate) async fn build_all(
                 may = may.with(&[Outcome::QueueFull]);
                 builder.queue_capacity(16).term_grace(Duration::ZERO)
             }
+            "forked" => builder
+                .start_method(StartMethod::ForkServer)
+                .initializer(templates::enter, templates.to_owned()),
             "limited" => builder.memory_limit(160 << 20),
             "retrying" => {
                 may = may.with(&[Outcome::TimedOutRunning]);
