@@ -59,6 +59,7 @@ pub(crate) fn line_event(origin: Option<&Origin>, line: &Line) {
                 parent: $parent,
                 tracing::Level::$level,
                 worker = line.worker,
+                process_name = line.process_name,
                 pid = line.pid,
                 task = line.task,
                 task_name = line.task_name,

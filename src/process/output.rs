@@ -48,6 +48,8 @@ pub struct Line {
     /// The worker's number. 0 where it is a [`Process`](crate::Process) or a
     /// [template](crate::StartMethod::ForkServer).
     pub worker: usize,
+    /// What it is called, where it is a [`Process`](crate::Process) or a template: `None` for a worker.
+    pub process_name: Option<String>,
     /// Its process, also where a child of it printed the line.
     pub pid: u32,
     /// The task that the worker ran: its [id](crate::AsyncResult::id). `None` between tasks, and where the worker runs
@@ -123,8 +125,8 @@ impl Output {
         }
     }
 
-    /// Line by line as `tracing` events, with the target `procession::worker` and the fields `worker`, `pid`, `task`,
-    /// `task_name` and `stream`: standard output at the level `INFO`, standard error at `WARN`.
+    /// Line by line as `tracing` events, with the target `procession::worker` and the fields `worker`, `process_name`,
+    /// `pid`, `task`, `task_name` and `stream`: standard output at the level `INFO`, standard error at `WARN`.
     ///
     /// Their parent is the span that was current where the task was submitted.
     #[cfg(feature = "tracing")]

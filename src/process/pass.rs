@@ -282,6 +282,7 @@ impl Batch {
     fn each(&self, sink: impl Fn(&Line)) {
         let mut line = Line {
             worker: self.speaker.worker,
+            process_name: self.speaker.name.clone(),
             pid: self.speaker.pid,
             task: self.task.map(|task| task.id),
             task_name: self.task_name(),

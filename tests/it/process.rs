@@ -469,11 +469,16 @@ async fn what_it_prints_goes_where_it_should() {
     let other = lines.clone();
     let process = within(
         Process::builder()
+            .name("a talker")
             .stdout(Output::lines(move |line| {
-                lines.send(format!("out {}", line.text)).unwrap()
+                lines
+                    .send(format!("{:?} out {}", line.process_name, line.text))
+                    .unwrap()
             }))
             .stderr(Output::lines(move |line| {
-                other.send(format!("err {}", line.text)).unwrap()
+                other
+                    .send(format!("{:?} err {}", line.process_name, line.text))
+                    .unwrap()
             }))
             .spawn(
                 |_: ()| -> () {
@@ -490,7 +495,10 @@ async fn what_it_prints_goes_where_it_should() {
     assert_eq!(error.stderr(), Some("two\n"));
     let mut printed = [crate::fuse::receive(&printed), crate::fuse::receive(&printed)];
     printed.sort();
-    assert_eq!(printed, ["err two", "out one"]);
+    assert_eq!(
+        printed,
+        [r#"Some("a talker") err two"#, r#"Some("a talker") out one"#]
+    );
 }
 
 /// Has a function start that is never called, and gives the error and the exit code.
