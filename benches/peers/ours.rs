@@ -130,16 +130,17 @@ async fn map(scale: &Scale) -> Result<Figures, Error> {
     let pool = pool(WORKERS).await?;
     all_answered(&pool).await?;
     let n = scale.items;
-    let began = Instant::now();
-    let values = pool.map(successor, 0..n as u64).await?;
-    let mut figures = Figures::default().with("default", rate(n, began));
-    check(values.into_iter().eq(1..=n as u64))?;
+    let mut figures = Figures::default();
     for &chunk in scale.chunks {
         let began = Instant::now();
         let values = pool.map(successor, 0..n as u64).chunk_size(chunk).await?;
         figures = figures.with(format!("{CHUNK}{chunk}"), rate(n, began));
         check(values.len() == n)?;
     }
+    let began = Instant::now();
+    let values = pool.map(successor, 0..n as u64).await?;
+    figures = figures.with("default", rate(n, began));
+    check(values.into_iter().eq(1..=n as u64))?;
     Ok(figures)
 }
 

@@ -196,16 +196,16 @@ def w2(make, scale):
 def w3(make, scale):
     pool = make(scale["workers"])
     pool.map(successor, range(scale["workers"] * 10))
-    items = scale["single_items" if pool.single_by_default else "items"]
-    began = time.perf_counter()
-    pool.map(successor, range(items))
-    yield "default", items / (time.perf_counter() - began)
     items = scale["slow_items" if pool.slow_map else "items"]
     for chunk in scale["chunks"]:
         if chunk * scale["workers"] <= items:
             began = time.perf_counter()
             pool.map(successor, range(items), chunk)
             yield f"chunk {chunk}", items / (time.perf_counter() - began)
+    items = scale["single_items" if pool.single_by_default else "items"]
+    began = time.perf_counter()
+    pool.map(successor, range(items))
+    yield "default", items / (time.perf_counter() - began)
     pool.end()
 
 

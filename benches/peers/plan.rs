@@ -211,8 +211,8 @@ pub(crate) const WORKLOADS: [Workload; 11] = [
     },
     Workload {
         key: "W3",
-        about: "map of tiny items; the machine: an item encoded and decoded by postcard as argument and as result, on \
-                one core",
+        about: "map of tiny items, by default last, when all is warm; the machine: an item encoded and decoded by \
+                postcard as argument and as result, on one core",
         metrics: &[
             more("default", "default items/s", 0),
             more(CHUNK, "best items/s (chunk)", 0),
