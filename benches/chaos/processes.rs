@@ -145,6 +145,7 @@ impl From<ProcessError> for Oddity {
 async fn live(builder: &ProcessBuilder, way: &str, random: &mut Random) -> Result<String, Oddity> {
     let number = random.next();
     let lingers = (number, random.within(0..20));
+    let endless = (number, 1 << 40);
     let moment = random.micros(0..20_000);
     let value = |value: u64| match value == number {
         true => Ok(format!("{way}: value")),
@@ -165,6 +166,8 @@ async fn live(builder: &ProcessBuilder, way: &str, random: &mut Random) -> Resul
             Ok(way.to_owned())
         }
         "kill" | "terminate" => {
+            let is_endless = random.one_in(2);
+            let lingers = if is_endless { endless } else { lingers };
             let process = builder.spawn(linger, lingers).await?;
             pass(moment).await;
             let (sent, code) = match way {
@@ -173,24 +176,26 @@ async fn live(builder: &ProcessBuilder, way: &str, random: &mut Random) -> Resul
             };
             sent.map_err(|error| Oddity::Value(error.to_string()))?;
             match process.join().await {
-                Ok(joined) => value(joined),
+                Ok(joined) if !is_endless => value(joined),
+                Ok(_) => Err(Oddity::Value("it went on".to_owned())),
                 Err(error) if error.exit_code() == Some(code) => Ok(format!("{way}: {code}")),
                 Err(error) => Err(error.into()),
             }
         }
         "kill on drop" => {
-            let process = builder
-                .clone()
-                .kill_on_drop(true)
-                .spawn(linger, (0, 1 << 40))
-                .await?;
+            let process = builder.clone().kill_on_drop(true).spawn(linger, endless).await?;
             match timeout(moment, process.join()).await {
                 Err(_) => Ok(way.to_owned()),
                 Ok(ended) => Err(Oddity::Value(format!("it ended by itself: {ended:?}"))),
             }
         }
         "dropped start" => {
-            drop(timeout(moment / 20, builder.spawn(linger, lingers)).await);
+            if random.one_in(2) {
+                drop(timeout(moment / 20, builder.spawn(linger, lingers)).await);
+            } else {
+                let builder = builder.clone().kill_on_drop(true);
+                drop(timeout(moment / 20, builder.spawn(linger, endless)).await);
+            }
             Ok(way.to_owned())
         }
         "crash" => {
@@ -222,10 +227,13 @@ async fn live(builder: &ProcessBuilder, way: &str, random: &mut Random) -> Resul
 
 /// Whether a start has failed because its template was killed, running or about to.
 fn is_for_a_template(error: &ProcessError) -> bool {
-    matches!(
-        error.start_error(),
-        Some(BuildError::TemplateLost { .. } | BuildError::Initializer { .. })
-    )
+    match error.start_error() {
+        Some(BuildError::TemplateLost { .. }) => true,
+        Some(BuildError::Initializer {
+            panic: None, message, ..
+        }) => message.contains("signal: 9"),
+        _ => false,
+    }
 }
 
 async fn pass(time: Duration) {

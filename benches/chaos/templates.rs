@@ -51,7 +51,8 @@ impl Templates {
         // Looked at when the descriptor is open: the number may be another's by now.
         let pid = u32::from_le_bytes(number);
         let is_template = leaks::parent_of(pid) == Some(std::process::id())
-            && std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "template\n");
+            && std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.ends_with("template\n"));
         is_template && pidfd_send_signal(process, Signal::KILL).is_ok()
     }
 }

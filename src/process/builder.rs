@@ -437,6 +437,10 @@ impl ProcessBuilder {
                 own.spawn(async move {
                     // Nobody closes it.
                     let _turn = self.shared.turns.acquire().await;
+                    if self.kills_on_drop && started.is_closed() {
+                        // It would be killed.
+                        return;
+                    }
                     let begun = match self.prepare(name, message) {
                         Ok((order, starting)) => copy(order, &template)
                             .await

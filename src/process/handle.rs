@@ -302,7 +302,9 @@ impl<R: DeserializeOwned> Process<R> {
 
     fn take(&mut self) -> Result<R, ProcessError> {
         let outcome = match self.held.life.take_outcome() {
-            Some(Outcome::Value(message)) => decode(message),
+            Some(Outcome::Value(message)) => {
+                decode(message).inspect_err(|cause| self.held.life.fail(cause.clone()))
+            }
             Some(Outcome::Failed(cause)) => Err(cause),
             None => Err(Cause::AlreadyJoined),
         };

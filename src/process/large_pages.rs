@@ -8,7 +8,9 @@
 //! Up to version 2.36 at least, it then compares what the system's file says together with a byte behind it that nobody
 //! has set, and every other program is none the wiser. Such a one is executed again.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -70,7 +72,12 @@ pub(crate) fn insist() {
     let Some(next) = value.strip_suffix('1') else {
         return;
     };
-    let mut arguments = std::env::args_os();
+    // As the system has them: a program that the dynamic loader was called with sees its own alone.
+    let Ok(line) = fs::read("/proc/self/cmdline") else {
+        return;
+    };
+    let line = line.strip_suffix(b"\0").unwrap_or(&line);
+    let mut arguments = line.split(|&byte| byte == 0).map(OsStr::from_bytes);
     let mut command = Command::new(SELF);
     if let Some(name) = arguments.next() {
         command.arg0(name);
@@ -82,7 +89,8 @@ pub(crate) fn insist() {
 /// Whether glibc would have to ask the system for large pages and does not. It begins with its heap.
 fn is_deaf() -> bool {
     let mode = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
-    mode.is_ok_and(|mode| mode.contains("[madvise]"))
+    cfg!(target_env = "gnu")
+        && mode.is_ok_and(|mode| mode.contains("[madvise]"))
         && fs::read_to_string("/proc/self/smaps").is_ok_and(|maps| has_plain_heap(&maps))
 }
 

@@ -119,6 +119,12 @@ impl Life {
         ProcessError::new(&self.name, Some(self.pid), self.status(), cause)
     }
 
+    /// What it has given is no value, for whoever asks.
+    pub(crate) fn fail(&self, cause: Cause) {
+        let outcome = Outcome::Failed(cause);
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    }
+
     pub(crate) fn take_outcome(&self) -> Option<Outcome> {
         let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
         match &*outcome {

@@ -145,15 +145,10 @@ fn unencoded<T>(error: encoder::Error, limit: u64) -> Box<EncodeError> {
             "cannot encode `{name}`: a sequence or map whose length is not known in advance \
              (#[serde(flatten)] makes one); {ADVICE}"
         )),
-        encoder::Error::Refused => EncodeError::Refused(format!("cannot encode `{name}`: {}", refusal())),
+        encoder::Error::Refused => {
+            EncodeError::Refused(format!("cannot encode `{name}`: {}", refusal::take()))
+        }
     })
-}
-
-/// What the value said, in what length an error may have.
-fn refusal() -> String {
-    let mut text = refusal::take();
-    truncate(&mut text, LONGEST_MESSAGE);
-    text
 }
 
 #[cold]
@@ -286,7 +281,7 @@ fn undecoded<T>(error: postcard::Error, is_too_deep: bool) -> String {
         return format!("cannot decode `{name}`: it nests deeper than {DEEPEST} levels");
     }
     match error {
-        postcard::Error::SerdeDeCustom => format!("cannot decode `{name}`: {}; {ADVICE}", refusal()),
+        postcard::Error::SerdeDeCustom => format!("cannot decode `{name}`: {}", refusal::take()),
         postcard::Error::WontImplement => format!("cannot decode `{name}`; {ADVICE}"),
         error => format!("cannot decode `{name}`: {error}; {ADVICE}"),
     }
@@ -443,6 +438,40 @@ mod tests {
         fn random_bytes_are_never_more_than_they_are(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let mut rest = &bytes[..];
             while take_record(&mut rest).is_some() {}
+        }
+    }
+
+    /// A value that asks for a number and takes it for a refusal of its own, then goes on with a text.
+    #[derive(Debug)]
+    struct Swallows;
+
+    impl<'de> serde::Deserialize<'de> for Swallows {
+        fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let swallowed: D::Error = serde::de::Error::custom("nobody is to hear this");
+            assert!(swallowed.to_string().contains("nobody"));
+            String::deserialize(deserializer)
+                .map(|_| Self)
+                .map_err(|error| serde::de::Error::custom(format!("in a text: {error}")))
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_its_own_value_has_said() {
+        let tail = vec![0xff; SHORTEST_TAIL];
+        let mut bytes = Vec::new();
+        put_length(tail.len(), &mut bytes, u64::MAX).unwrap();
+        let encoded = || Encoded {
+            bytes: &bytes,
+            tail: Some(tail.clone()),
+        };
+        for error in [
+            decode_encoded::<Swallows>(encoded()).unwrap_err(),
+            decode_encoded::<String>(encoded()).unwrap_err(),
+        ] {
+            assert!(
+                error.contains("invalid utf-8") && !error.contains("nobody"),
+                "{error}"
+            );
         }
     }
 

@@ -59,7 +59,13 @@ pub(crate) struct Told<E>(E);
 
 impl<E: Error> Display for Told<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Display::fmt(&self.0, f)
+        let text = self.0.to_string();
+        // One that says no more than any other that a value has made.
+        if text == E::custom("").to_string() {
+            f.write_str(&refusal::kept())
+        } else {
+            f.write_str(&text)
+        }
     }
 }
 
@@ -68,10 +74,8 @@ impl<E: Error> std::error::Error for Told<E> {}
 impl<E: Error> Error for Told<E> {
     #[cold]
     fn custom<T: Display>(text: T) -> Self {
-        let text = text.to_string();
-        let error = E::custom(&text);
         refusal::keep(text);
-        Self(error)
+        Self(E::custom(""))
     }
 }
 
@@ -160,7 +164,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Bounded<'_, D> {
 }
 
 fn text<E: Error>(bytes: Vec<u8>) -> Result<String, E> {
-    String::from_utf8(bytes).map_err(E::custom)
+    pass_on(String::from_utf8(bytes).map_err(Told::custom))
 }
 
 macro_rules! visit_plain {

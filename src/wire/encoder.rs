@@ -34,11 +34,11 @@ type Result<T> = std::result::Result<T, Error>;
 
 impl Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::TooLong => "too long",
-            Self::UnknownLength => "of unknown length",
-            Self::Refused => "refused",
-        })
+        match self {
+            Self::TooLong => f.write_str("it is too long"),
+            Self::UnknownLength => f.write_str("a sequence does not know its length"),
+            Self::Refused => f.write_str(&refusal::kept()),
+        }
     }
 }
 
@@ -47,7 +47,7 @@ impl std::error::Error for Error {}
 impl serde::ser::Error for Error {
     #[cold]
     fn custom<T: Display>(text: T) -> Self {
-        refusal::keep(text.to_string());
+        refusal::keep(text);
         Self::Refused
     }
 }

@@ -103,7 +103,8 @@ impl fmt::Display for FrameError {
             Self::MissingFds { claimed, received } => {
                 write!(
                     f,
-                    "a frame that claims {claimed} file descriptors where {received} had come"
+                    "a frame that claims {claimed} file descriptors where {received} had come; is there room for more \
+                     (ulimit -n)?"
                 )
             }
             Self::TooManyFds => write!(
@@ -350,9 +351,9 @@ impl Decoder {
         }
     }
 
-    /// Refuses messages that come without their descriptors.
-    pub(crate) fn need_fds(&mut self) {
-        self.needs_fds = true;
+    /// Whether messages that come without their descriptors are refused. They are not unless this is said.
+    pub(crate) fn need_fds(&mut self, needs_fds: bool) {
+        self.needs_fds = needs_fds;
     }
 
     pub(crate) fn set_limit(&mut self, limit: u64) {

@@ -329,9 +329,9 @@ impl Receiver {
         self.decoder.set_limit(limit);
     }
 
-    /// Refuses messages that come without their descriptors, from here on.
-    pub(crate) fn need_fds(&mut self) {
-        self.decoder.need_fds();
+    /// Whether messages that come without their descriptors are refused, from here on. They are not unless this is said.
+    pub(crate) fn need_fds(&mut self, needs_fds: bool) {
+        self.decoder.need_fds(needs_fds);
     }
 
     /// Bytes that have come since the connection began, or since [`Self::skip`].

@@ -119,6 +119,7 @@ fn adopts() -> bool {
 
 fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let mut receiver = Receiver::new(u64::MAX);
+    receiver.need_fds(true);
     let greeted = match send_hello(&connection) {
         // The parent has ended. What it had said before that is there, and may say that this process goes on.
         Err(error) if is_disconnect(&error) => 0,
@@ -184,10 +185,8 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
         set_parent_process_death_signal(None).ok();
     }
     receiver.set_limit(message_limit(welcome.max_frame_size));
-    if !is_process {
-        // Another worker has room for what this one's tasks have left none for.
-        receiver.need_fds();
-    }
+    // Another worker has room for what this one's tasks have left none for; a process has no other.
+    receiver.need_fds(!is_process);
     let inbox = Arc::new(Inbox::new(connection.try_clone()?, receiver, welcome.spin)?);
     let replies = Arc::new(Replies::new(connection, ledger, greeted, is_free())?);
     cancel::set_up(Arc::clone(&replies), welcome.tasks_per_worker);

@@ -16,7 +16,7 @@ use crate::wire::codec::{self, take_u32};
 use crate::wire::context::Context;
 use crate::wire::frame::Message;
 use crate::wire::message::kind;
-use crate::wire::transport::{Received, Receiver};
+use crate::wire::transport::{Received, Receiver, is_disconnect};
 
 /// The connection's reading side. The thread that runs tasks takes from it, and the watcher gives back what is
 /// recalled: whoever holds the lock sees everything that has come.
@@ -148,7 +148,11 @@ impl Inbox {
 
 impl Waiting {
     fn receive(&mut self, connection: BorrowedFd<'_>) -> io::Result<Received> {
-        let received = self.receiver.receive(connection, RecvFlags::DONTWAIT)?;
+        let received = match self.receiver.receive(connection, RecvFlags::DONTWAIT) {
+            // One that has ended with something unread.
+            Err(error) if is_disconnect(&error) => Received::End,
+            received => received?,
+        };
         self.take()?;
         Ok(received)
     }

@@ -129,7 +129,8 @@ fn serve_one(
                 }
             }
             Next::Shutdown => return Ok(failed),
-            // The parent has ended in the middle of what it had to say, which was only that no other task will come.
+            // The parent has ended in the middle of what it had to say: no other task will come, and what has not come
+            // whole never will.
             Next::End if is_free() => return Ok(failed),
             Next::End => die(),
         }

@@ -783,6 +783,20 @@ async fn processes_nest_and_are_named_after_one_another() {
 
 #[tokio::test]
 async fn a_failure_is_given_to_whoever_asks() {
+    /// What cannot be read where it is wanted.
+    #[derive(Debug, Serialize)]
+    struct OneWay;
+    impl<'de> Deserialize<'de> for OneWay {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            Err(serde::de::Error::custom("no way back"))
+        }
+    }
+    let mut process = within(quiet().spawn(|_: ()| OneWay, ())).await.unwrap();
+    for _ in 0..2 {
+        let error = within(process.join_timeout(Duration::MAX)).await.unwrap_err();
+        assert_eq!(error.kind(), ProcessErrorKind::Decode);
+        assert!(error.to_string().ends_with("OneWay`: no way back"), "{error}");
+    }
     let mut process = within(quiet().spawn(|_: ()| panic!("once"), ())).await.unwrap();
     for _ in 0..2 {
         let error = within(process.join_timeout(Duration::MAX)).await.unwrap_err();

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, se
 use crate::fuse::{eventually, within};
 use crate::gate::{gate, wait_at};
 use crate::scene::{
-    Scratch, alone, append, children, descriptors, exists, gone, pid, pids, program, runtime, signal,
+    Scratch, alone, append, children, descriptors, exists, gone, pid, pids, program, runtime, same, signal,
 };
 
 fn warm() -> ProcessBuilder {
@@ -554,6 +554,23 @@ async fn a_program_that_starts_the_template_instead_of_becoming_it_is_refused() 
         _ => panic!("{error:?}"),
     }
     gone(scratch.lines()[0].parse().unwrap());
+}
+
+#[tokio::test]
+async fn a_template_may_be_run_by_the_dynamic_loader() {
+    let loader = "/lib64/ld-linux-x86-64.so.2";
+    if !std::path::Path::new(loader).exists() {
+        return;
+    }
+    // Nobody can say beforehand which of them execute themselves again.
+    for n in 0..12 {
+        let builder = warm()
+            .program(program("loader.sh"))
+            .env("LOADER", loader)
+            .env("PROGRAM", std::env::current_exe().unwrap());
+        let process = within(builder.spawn(same::<u8>, n)).await.unwrap();
+        assert_eq!(within(process.join()).await.unwrap(), n);
+    }
 }
 
 #[tokio::test]

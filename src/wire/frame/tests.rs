@@ -435,7 +435,7 @@ fn descriptors_that_were_lost_are_missed_by_their_message_alone() {
         .collect();
     assert_eq!(fds, [(1, 1), (2, 0), (3, 2)]);
     let mut strict = Decoder::new(LIMIT);
-    strict.need_fds();
+    strict.need_fds(true);
     strict.lose_fds().unwrap();
     let error = decode(&mut strict, &header(0, 1, 0, 2, 4), &[], false).unwrap_err();
     let missing = FrameError::MissingFds {
