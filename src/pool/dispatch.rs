@@ -183,6 +183,7 @@ impl Shared {
         call.capture(self);
         let mut core = self.lock();
         core.check_start()?;
+        in_time(call)?;
         let submitted = core
             .state
             .submit(call.priority, call.weight, call.size(), Arc::clone(call));
@@ -196,14 +197,11 @@ impl Shared {
         if !call.has_limits() || call.is_watched() {
             return Ok(());
         }
-        match call.waited(Instant::now()) {
-            Ok(limit) => Err(Cause::TimedOut { limit, ran: None }),
-            Err(Some(at)) => {
-                call.watch(&self.timers, at);
-                Ok(())
-            }
-            Err(None) => Ok(()),
+        in_time(call)?;
+        if let Err(Some(at)) = call.waited(Instant::now()) {
+            call.watch(&self.timers, at);
         }
+        Ok(())
     }
 
     /// Whether a task would be taken now.
@@ -225,6 +223,7 @@ impl Shared {
         call.capture(self);
         let mut core = self.lock();
         core.check_start()?;
+        in_time(call)?;
         let submitted = core
             .state
             .submit_or_wait(call.priority, call.weight, call.size(), Arc::clone(call));
@@ -936,6 +935,17 @@ impl Core {
 
 fn unreadable(error: String) -> String {
     format!("sent garbage ({error})")
+}
+
+/// `Err` when one of a task's times is up that has not started. Looked at where the lock is held as well: by then whoever
+/// saw to it may have found nothing submitted.
+pub(super) fn in_time(call: &Call) -> Result<(), Cause> {
+    if call.has_limits()
+        && let Ok(limit) = call.waited(Instant::now())
+    {
+        return Err(Cause::TimedOut { limit, ran: None });
+    }
+    Ok(())
 }
 
 /// How a task ends that has waited for too long.

@@ -129,12 +129,16 @@ impl Shared {
             Err(Some(at)) => return call.watch(&self.timers, at),
             Err(None) => return,
         };
-        let id = call.id();
         let mut ran = None;
-        // One revokes at a time, and where the task is.
-        let core = self.lock();
-        let link = core.link_of(id);
-        if let Some(link) = link {
+        // The process where it has been revoked, and that has been heard since.
+        let mut heard = None;
+        // One revokes at a time, and as long as the lock is held the task stays where it is.
+        let mut core = self.lock();
+        while let Some(link) = core.link_of(call.id()) {
+            let id = call.id();
+            if heard == Some(link.process) && link.ledger.is_revoked(id) {
+                break;
+            }
             let has_started = || link.ledger.started().iter().any(|started| started.id == id);
             if has_started() {
                 drop(core);
@@ -150,19 +154,14 @@ impl Shared {
             ran = has_started().then_some((link.number, link.pid));
             // It may be over: what has been answered in time counts, whether or not somebody has read it yet.
             link.read_all(self);
-        } else {
-            drop(core);
+            heard = Some(link.process);
+            core = self.lock();
         }
-        let core = self.lock();
         let cause = Cause::TimedOut { limit, ran };
-        if id == 0 {
-            // It is about to be submitted, which finds that it has ended.
+        if call.id() == 0 {
+            // Whoever is about to submit it finds that its time is up.
             drop(core);
-            call.complete(Err(call.error(cause.clone())), &self.callbacks);
-            if call.id() != 0 {
-                // It was, before it had ended.
-                self.end_call(self.lock(), call, cause);
-            }
+            call.complete(Err(call.error(cause)), &self.callbacks);
         } else {
             self.end_call(core, call, cause);
         }

@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use super::asynchronous::Asynchronous;
 use super::call::Call;
-use super::dispatch::Shared;
+use super::dispatch::{Shared, in_time};
 use super::handle::Pool;
 use super::result::{Apply, Task};
 use super::state::Refusal;
@@ -298,7 +298,7 @@ impl Shared {
         }
         call.capture(self);
         let mut core = self.lock();
-        let submitted = match core.check_start() {
+        let submitted = match core.check_start().and_then(|()| in_time(call)) {
             Ok(()) => core
                 .state
                 .submit_kept(call.priority, call.weight, call.size(), Arc::clone(call))
