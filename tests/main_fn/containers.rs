@@ -23,17 +23,21 @@ crate::trials! {
 
 const NOBODY: u32 = 65534;
 
-/// Somebody who may have only so many threads, for whom `command` shall run, or `None` where it is not for us to say.
-fn as_nobody(limits: &[&str]) -> Option<Command> {
+/// Somebody who may have only so many threads and has none yet, for whom a command shall run, or `None` where it is not
+/// for us to say.
+fn as_somebody(threads: usize) -> Option<Command> {
     if !geteuid().is_root() {
         eprintln!("skipped: only root can run a program as somebody who has no processes yet");
         return None;
     }
+    // What others run, and what ends a little later than its parent, counts for another user.
+    let user = 1_000_000 + std::process::id() * 64 % 100_000_000 + u32::try_from(threads).unwrap_or(0);
     let mut command = Command::new("prlimit");
-    command.args(limits).args([
+    command.args([
+        &format!("--nproc={threads}"),
         "setpriv",
-        &format!("--reuid={NOBODY}"),
-        &format!("--regid={NOBODY}"),
+        &format!("--reuid={user}"),
+        &format!("--regid={user}"),
         "--clear-groups",
     ]);
     Some(command)
@@ -132,7 +136,7 @@ fn a_limit_on_processes_is_an_error_that_says_so() {
     let scratch = Scratch::new();
     let copy = scratch.copy("confined");
     for limit in (1..14).chain([20, 40]) {
-        let Some(mut command) = as_nobody(&[&format!("--nproc={limit}")]) else {
+        let Some(mut command) = as_somebody(limit) else {
             return;
         };
         let ran = run(command.arg(&copy));
