@@ -41,7 +41,7 @@ const LOSSES_BEFORE_START: u8 = 5;
 /// What a worker may take to give back or stop a cancelled task before it is stopped itself.
 pub(crate) const RECALL_GRACE: Duration = Duration::from_secs(1);
 /// What a chunk may take to its next element, where it can end, before its worker is stopped.
-const CHUNK_GRACE: Duration = Duration::from_millis(10);
+pub(crate) const CHUNK_GRACE: Duration = Duration::from_millis(10);
 /// Workers that may die of their first task, one after the other, before the next is started after a pause. Each is paid
 /// for by a task, so that these pauses stay short: they double up to the fourth.
 const STORM: u32 = 20;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::call::{Call, Outcome};
-use super::dispatch::{Core, RECALL_GRACE, Shared};
+use super::dispatch::{CHUNK_GRACE, Core, RECALL_GRACE, Shared};
 use super::in_flight::Stop;
 use super::link::Link;
 use super::state::WorkerState;
@@ -156,6 +156,20 @@ impl Shared {
             link.read_all(self);
             heard = Some(link.process);
             core = self.lock();
+        }
+        if ran.is_none()
+            && let Some(link) = core.link_of(call.id())
+            && !core.state.is_stopping(link.place, call.id())
+        {
+            // It may be over, with its answer still at the worker: that says so, or gives it back.
+            let stop = Stop::Yes {
+                settled: false,
+                polite: true,
+            };
+            core.state.stop(link.place, call.id(), stop);
+            self.act(core);
+            call.watch(&self.timers, after(CHUNK_GRACE));
+            return;
         }
         let cause = Cause::TimedOut { limit, ran };
         if call.id() == 0 {

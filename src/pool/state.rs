@@ -484,6 +484,14 @@ impl<P: Clone> State<P> {
         self.workers[worker].in_flight.get(id).map(|task| &task.payload)
     }
 
+    /// Whether a task at `worker` shall be stopped.
+    pub(crate) fn is_stopping(&self, worker: usize, id: u64) -> bool {
+        self.workers[worker]
+            .in_flight
+            .get(id)
+            .is_some_and(Sent::is_stopping)
+    }
+
     /// What `worker` was sent and has not answered, but for tasks that are being stopped.
     pub(crate) fn tasks_at(&self, worker: usize) -> impl Iterator<Item = (u64, &P)> {
         let tasks = self.workers[worker].in_flight.iter();
