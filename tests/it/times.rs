@@ -1,5 +1,8 @@
 //! Times of tasks: what is up ends the task that it belongs to, and nothing else.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use futures::stream::StreamExt;
@@ -497,4 +500,61 @@ async fn times_that_are_not_up_change_nothing() {
         pool.workers().iter().map(|worker| worker.restarts).sum::<u64>(),
         0
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_said_not_to_have_started_has_not() {
+    static MARKS: OnceLock<File> = OnceLock::new();
+    /// Initializer: where tasks leave their marks.
+    fn open(path: String) -> Result<(), String> {
+        let file = File::options().write(true).open(path);
+        let file = file.map_err(|error| error.to_string())?;
+        MARKS.set(file).map_err(|_| "opened twice".to_owned())
+    }
+    /// Task: leaves its mark, and is over at once.
+    fn mark(number: u64) {
+        MARKS.get().unwrap().write_all_at(&[1], number).unwrap();
+    }
+    let scratch = Scratch::new();
+    let marks = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(scratch.path())
+        .unwrap();
+    let builder = quiet(2).initializer(open, scratch.path());
+    let pool = within(builder.build()).await.unwrap();
+    let (mut random, mut late) = (0x2545_f491_4f6c_dd1d_u64, 0);
+    for round in 0..500 {
+        let calls: Vec<_> = (round * 32..(round + 1) * 32)
+            .map(|number| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                // About as long as it takes until it is its turn.
+                let time = Duration::from_nanos(random % 150_000);
+                let task = pool.task(mark, number);
+                let task = match random >> 63 {
+                    0 => task.queue_timeout(time),
+                    _ => task.deadline(Instant::now() + time),
+                };
+                (number, task.submit())
+            })
+            .collect();
+        for (number, call) in calls {
+            match within(call).await.map_err(|error| error.kind()) {
+                Err(QUEUED) => {
+                    late += 1;
+                    let mut mark = [0];
+                    // Beyond the last mark there is nothing to read.
+                    marks.read_at(&mut mark, number).unwrap();
+                    assert_eq!(mark, [0], "task {number}");
+                }
+                Ok(()) | Err(RUNNING) => {}
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(late > 0);
 }
