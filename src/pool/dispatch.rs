@@ -197,8 +197,7 @@ impl Shared {
         if !call.has_limits() || call.is_watched() {
             return Ok(());
         }
-        in_time(call)?;
-        if let Err(Some(at)) = call.waited(Instant::now()) {
+        if let Some(at) = in_time(call)? {
             call.watch(&self.timers, at);
         }
         Ok(())
@@ -937,15 +936,16 @@ fn unreadable(error: String) -> String {
     format!("sent garbage ({error})")
 }
 
-/// `Err` when one of a task's times is up that has not started. Looked at where the lock is held as well: by then whoever
-/// saw to it may have found nothing submitted.
-pub(super) fn in_time(call: &Call) -> Result<(), Cause> {
-    if call.has_limits()
-        && let Ok(limit) = call.waited(Instant::now())
-    {
-        return Err(Cause::TimedOut { limit, ran: None });
+/// When the next of a task's times is up that has not started, or `Err` when one is. Looked at where the lock is held as
+/// well: by then whoever saw to it may have found nothing submitted.
+pub(super) fn in_time(call: &Call) -> Result<Option<Instant>, Cause> {
+    if !call.has_limits() {
+        return Ok(None);
     }
-    Ok(())
+    match call.waited(Instant::now()) {
+        Ok(limit) => Err(Cause::TimedOut { limit, ran: None }),
+        Err(next) => Ok(next),
+    }
 }
 
 /// How a task ends that has waited for too long.

@@ -299,7 +299,7 @@ impl Shared {
         call.capture(self);
         let mut core = self.lock();
         let submitted = match core.check_start().and_then(|()| in_time(call)) {
-            Ok(()) => core
+            Ok(_) => core
                 .state
                 .submit_kept(call.priority, call.weight, call.size(), Arc::clone(call))
                 .map_err(|refusal| core.refusal(refusal)),

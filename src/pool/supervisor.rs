@@ -285,10 +285,7 @@ impl Starting {
             max_frame_size: config.max_frame_size,
             tasks_per_worker: config.tasks_per_worker,
             // A copy of the template has that behind it.
-            initializer: match (&services.template, &config.initializer) {
-                (None, initializer) => initializer.clone(),
-                _ => None,
-            },
+            initializer: config.initializer.clone().filter(|_| services.template.is_none()),
             measures_memory: config.max_worker_memory.is_some(),
             stdout,
             limits,

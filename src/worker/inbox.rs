@@ -56,8 +56,8 @@ pub(super) enum Next {
 }
 
 impl Inbox {
-    /// A task that may come soon is looked for so long before this process sleeps.
-    /// With what `receiver` has brought and nobody has taken.
+    /// Begins with what `receiver` has brought and nobody has taken. A task that may come soon is looked for for `spin`
+    /// before this process sleeps.
     pub(super) fn new(connection: OwnedFd, receiver: Receiver, spin: Duration) -> io::Result<Self> {
         let mut waiting = Waiting {
             receiver,

@@ -23,7 +23,7 @@ use crate::wire::frame::{Message, Outgoing};
 use crate::wire::message::{InitFailure, LimitOption, Ready, kind};
 use crate::wire::transport::Receiver;
 
-/// The pause between two looks at them.
+/// The pause between two looks at threads that are about to end.
 const LOOKS_AGAIN: Duration = Duration::from_millis(1);
 
 /// Runs the initializer, and copies this process until the parent wants no more. In a copy: its connection.
