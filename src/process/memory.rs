@@ -269,10 +269,10 @@ mod tests {
 
     #[test]
     fn a_cgroup_tells_whether_its_limit_was_reached() {
-        let directory = std::env::temp_dir().join(format!("procession-memory-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path();
         let limited = memory(None);
-        *limited.leaf.lock().unwrap() = Some(Leaf::at(directory.clone()));
+        *limited.leaf.lock().unwrap() = Some(Leaf::at(directory.to_owned()));
         assert_eq!(cause(&limited, KILLED, ""), None);
         let events = directory.join("memory.events");
         std::fs::write(&events, "oom 1\noom_kill 1\n").unwrap();
@@ -284,7 +284,6 @@ mod tests {
         std::fs::write(&events, "oom 0\noom_kill 1\n").unwrap();
         let text = cause(&limited, KILLED, "").unwrap();
         assert!(text.contains("the system or its container had no more"), "{text}");
-        std::fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

@@ -5,10 +5,10 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use procession::{Output, Pool};
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 use crate::fuse::{eventually, within};
 
@@ -99,36 +99,32 @@ pub(crate) fn threads() -> usize {
     fs::read_dir("/proc/self/task").unwrap().count()
 }
 
-/// A file that nobody else uses, removed at the end.
+/// A file that nobody else uses, removed at the end, also for who comes late.
 #[derive(Debug)]
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct Scratch(TempDir);
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "procession-test-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
-        Self(std::env::temp_dir().join(name))
+        Self(
+            tempfile::Builder::new()
+                .prefix("procession-test-")
+                .tempdir()
+                .unwrap(),
+        )
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("file")
     }
 
     pub(crate) fn path(&self) -> String {
-        self.0.to_str().unwrap().to_owned()
+        self.file().to_str().unwrap().to_owned()
     }
 
     /// Lines that tasks have written.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let text = fs::read_to_string(&self.0).unwrap_or_default();
+        let text = fs::read_to_string(self.file()).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Most tests that must not run a task leave no file.
-        fs::remove_file(&self.0).ok();
     }
 }
 

@@ -1,31 +1,29 @@
 //! Against directories that look like the kernel's.
 
+use tempfile::TempDir;
+
 use super::*;
 
 /// A directory that is removed with what is in it.
-struct Scene(PathBuf);
+struct Scene(TempDir);
 
 impl Scene {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("procession-cgroup-{}-{name}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 
     fn put(&self, path: &str, content: &str) {
-        let path = self.0.join(path);
+        let path = self.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
     fn read(&self, path: &Path) -> String {
-        fs::read_to_string(self.0.join(path)).unwrap()
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
+        fs::read_to_string(self.path().join(path)).unwrap()
     }
 }
 
@@ -63,18 +61,18 @@ fn what_is_mounted_may_be_a_part() {
 
 #[test]
 fn leaves_are_made_where_memory_is_handed_down_and_that_was_delegated() {
-    let scene = Scene::new("delegated");
-    let own = scene.0.join("service/main");
+    let scene = Scene::new();
+    let own = scene.path().join("service/main");
     scene.put("service/main/cgroup.subtree_control", "");
     scene.put("service/cgroup.subtree_control", "cpu io\n");
     assert_eq!(delegated_at(&own, |_| true), None);
     scene.put("service/cgroup.subtree_control", "cpu memory\n");
-    assert_eq!(delegated_at(&own, |_| true), Some(scene.0.join("service")));
+    assert_eq!(delegated_at(&own, |_| true), Some(scene.path().join("service")));
     // A privileged process could, and must not, make directories in its neighbours' cgroup.
     assert_eq!(delegated_at(&own, |_| false), None);
     scene.put("service/main/cgroup.subtree_control", "memory\n");
     assert_eq!(delegated_at(&own, |_| false), Some(own));
-    let inner = scene.0.join("service/procession-1-0");
+    let inner = scene.path().join("service/procession-1-0");
     scene.put("service/procession-1-0/cgroup.subtree_control", "");
     assert_eq!(delegated_at(&inner, |_| true), None, "a worker's own leaf");
     assert_eq!(delegated_at(Path::new("/does/not/exist"), |_| true), None);
@@ -82,7 +80,7 @@ fn leaves_are_made_where_memory_is_handed_down_and_that_was_delegated() {
 
 /// A leaf as an older kernel makes it: without `memory.swap.max`.
 fn leaf(scene: &Scene) -> Leaf {
-    Leaf::create_with(&scene.0, 1 << 20, |directory| {
+    Leaf::create_with(scene.path(), 1 << 20, |directory| {
         ["memory.max", "memory.oom.group", "cgroup.procs", "cgroup.kill"]
             .iter()
             .try_for_each(|file| fs::write(directory.join(file), ""))
@@ -92,19 +90,19 @@ fn leaf(scene: &Scene) -> Leaf {
 
 #[test]
 fn a_leaf_has_its_limit_and_is_entered() {
-    let scene = Scene::new("leaf");
+    let scene = Scene::new();
     let leaf = leaf(&scene);
     let read = |file| scene.read(&leaf.directory().join(file));
     assert_eq!(read("memory.max"), "1048576");
     assert_eq!(read("memory.oom.group"), "1");
     enter(leaf.directory()).unwrap();
     assert_eq!(read("cgroup.procs"), "0");
-    assert!(enter(&scene.0.join("none")).is_err());
+    assert!(enter(&scene.path().join("none")).is_err());
 }
 
 #[test]
 fn a_leaf_goes_when_what_is_in_it_has() {
-    let scene = Scene::new("removal");
+    let scene = Scene::new();
     let leaf = leaf(&scene);
     assert!(!leaf.remove(), "something is in it");
     assert_eq!(scene.read(&leaf.directory().join("cgroup.kill")), "1");
@@ -118,22 +116,22 @@ fn a_leaf_goes_when_what_is_in_it_has() {
 
 #[test]
 fn a_leaf_that_cannot_have_a_limit_is_not_left_behind() {
-    let scene = Scene::new("unlimited");
-    assert!(Leaf::create(&scene.0, 1).is_err());
-    assert_eq!(fs::read_dir(&scene.0).unwrap().count(), 0);
+    let scene = Scene::new();
+    assert!(Leaf::create(scene.path(), 1).is_err());
+    assert_eq!(fs::read_dir(scene.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn what_dead_processes_left_is_swept() {
-    let scene = Scene::new("sweep");
+    let scene = Scene::new();
     let own = format!("{LEAF}{}-0", std::process::id());
     // No process has a number like the first.
     for name in ["procession-4294967295-0", own.as_str(), "procession-x", "other"] {
-        fs::create_dir(scene.0.join(name)).unwrap();
+        fs::create_dir(scene.path().join(name)).unwrap();
     }
     scene.put("procession-4294967295-1/cgroup.procs", "");
-    sweep(&scene.0);
-    let mut left: Vec<_> = fs::read_dir(&scene.0)
+    sweep(scene.path());
+    let mut left: Vec<_> = fs::read_dir(scene.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -145,7 +143,7 @@ fn what_dead_processes_left_is_swept() {
 
 #[test]
 fn a_leaf_tells_whom_the_kernel_killed_and_why() {
-    let scene = Scene::new("kills");
+    let scene = Scene::new();
     let leaf = leaf(&scene);
     assert_eq!(leaf.kills(), LeafKills::None);
     for (events, kills) in [
@@ -167,8 +165,8 @@ fn a_leaf_tells_whom_the_kernel_killed_and_why() {
 
 #[test]
 fn kills_are_those_of_the_nearest_cgroup_that_counts() {
-    let scene = Scene::new("own");
-    let own = scene.0.join("a/b");
+    let scene = Scene::new();
+    let own = scene.path().join("a/b");
     scene.put("a/b/cgroup.procs", "");
     scene.put("a/cgroup.procs", "");
     assert_eq!(kills_at(&own), None);
