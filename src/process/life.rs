@@ -324,7 +324,7 @@ impl Said {
     }
 }
 
-/// Tells a process what it has to do and hears what has come of it, until it hangs up. `receiver` is who hears it, from
+/// Tells a process what it has to do and hears what has come of it, until it takes leave or hangs up. `receiver` is who hears it, from
 /// when it is ready.
 async fn converse(
     connection: &Arc<OwnedFd>,
@@ -351,6 +351,9 @@ async fn hear(connection: &Arc<OwnedFd>, receiver: &mut Receiver, said: &mut Sai
     loop {
         while let Some(message) = receiver.next().map_err(|error| format!("sent {error}"))? {
             said.take(message)?;
+        }
+        if said.is_last {
+            return Ok(());
         }
         if !more(&connection, receiver).await.map_err(unreadable)? {
             return Ok(());

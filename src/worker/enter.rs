@@ -195,8 +195,11 @@ fn work(connection: OwnedFd, depth: u32) -> io::Result<End> {
     let initializer = welcome.initializer.take();
     let prepare = || -> Result<Ready, InitFailure> {
         let (inbox, replies) = (Arc::clone(&inbox), Arc::clone(&replies));
-        watch::start(inbox, Arc::clone(&replies), control, Arc::clone(&aborts), pipes)
-            .map_err(|error| InitFailure::Setup(error.to_string()))?;
+        // One that goes on without its parent, keeps no pipe open for it and adopts nothing has nothing to watch.
+        if !is_free() || adopts() || !pipes.is_empty() {
+            watch::start(inbox, Arc::clone(&replies), control, Arc::clone(&aborts), pipes)
+                .map_err(|error| InitFailure::Setup(error.to_string()))?;
+        }
         let ready = limits::apply(&welcome.limits, &replies)?;
         if let Some((row, argument)) = initializer {
             let _running = memory::running();

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::fuse::{eventually, receive, within};
 use crate::gate::{gate, wait_at};
 use crate::scene::{
-    Scratch, alone, append, children, descriptors, exists, gone, pids, pool, runtime, same, signal,
+    Scratch, alone, append, children, descriptors, exists, gone, pids, pool, runtime, same, signal, threads,
 };
 
 fn quiet() -> ProcessBuilder {
@@ -759,6 +759,25 @@ fn a_process_has_only_its_own_descriptors_at_any_depth() {
         let (first, fifth) = (innermost(0), innermost(4));
         assert_eq!(first.len(), fifth.len(), "{first:#?} {fifth:#?}");
     });
+}
+
+/// Task: threads of the process that it runs in.
+fn count_threads(_: ()) -> usize {
+    threads()
+}
+
+#[tokio::test]
+async fn what_goes_on_by_itself_has_the_one_thread() {
+    for method in METHODS {
+        let builder = Process::builder().start_method(method);
+        let count = within(builder.spawn(count_threads, ())).await.unwrap();
+        assert_eq!(within(count.join()).await.unwrap(), 1, "{method:?}");
+        // Somebody has to see the parent's end.
+        let bound = within(builder.daemon(true).spawn(count_threads, ()))
+            .await
+            .unwrap();
+        assert_eq!(within(bound.join()).await.unwrap(), 2, "{method:?}");
+    }
 }
 
 #[test]
