@@ -59,7 +59,8 @@
 //! first callback on, or more while callbacks block. Frames are sent and read on the runtime that the pool was built
 //! on, if that is a multi-thread one, and on the thread `procession` otherwise. All processes together have that
 //! thread, and as a pool one that hears what they print, if any prints through this program. A worker, or a process,
-//! has its main thread, which runs tasks, and one that watches the parent; one more watches its memory where
+//! has its main thread, which runs tasks, and one that watches the parent; a process that goes on without its parent
+//! and prints where that does has the main thread alone. One more watches memory where
 //! [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime with one
 //! thread.
 //!
