@@ -132,8 +132,46 @@ impl<P> InFlight<P> {
         self.sent.iter()
     }
 
+    /// Whether the task `id` may have started, given the last that did in each lane. One that has not stands behind
+    /// all of them, or they have been answered.
+    pub(crate) fn may_have_started(&self, id: u64, last: &[u64]) -> bool {
+        self.position(id).is_some_and(|own| {
+            last.iter()
+                .any(|&last| self.position(last).is_some_and(|at| at >= own))
+        })
+    }
+
     /// Answers come in order, so that the search nearly always ends at the first.
     fn position(&self, id: u64) -> Option<usize> {
         self.sent.iter().position(|task| task.id == id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_behind_the_last_that_started_has_not() {
+        let mut tasks = InFlight::new(2);
+        for id in [5, 3, 9, 4] {
+            tasks.push(Sent {
+                id,
+                priority: 0,
+                weight: 1,
+                bytes: 0,
+                payload: (),
+                stop: Stop::No,
+            });
+        }
+        let started =
+            |tasks: &InFlight<()>, last: &[u64]| [5, 3, 9, 4].map(|id| tasks.may_have_started(id, last));
+        assert_eq!(started(&tasks, &[]), [false; 4]);
+        assert_eq!(started(&tasks, &[3]), [true, true, false, false]);
+        assert_eq!(started(&tasks, &[5, 9]), [true, true, true, false]);
+        // One that has been answered tells nothing: its lane has not started another.
+        assert_eq!(started(&tasks, &[7]), [false; 4]);
+        tasks.remove(3);
+        assert_eq!(started(&tasks, &[3, 5]), [true, false, false, false]);
     }
 }

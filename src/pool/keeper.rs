@@ -159,17 +159,23 @@ impl Shared {
         }
         if ran.is_none()
             && let Some(link) = core.link_of(call.id())
-            && !core.state.is_stopping(link.place, call.id())
+            && core
+                .state
+                .may_have_started(link.place, call.id(), &link.ledger.last_started())
         {
-            // It may be over, with its answer still at the worker: that says so, or gives it back.
-            let stop = Stop::Yes {
-                settled: false,
-                polite: true,
-            };
-            core.state.stop(link.place, call.id(), stop);
-            self.act(core);
-            call.watch(&self.timers, after(CHUNK_GRACE));
-            return;
+            if !core.state.is_stopping(link.place, call.id()) {
+                // It is over, with its answer still at the worker, or was revoked in time: the worker says which.
+                let stop = Stop::Yes {
+                    settled: false,
+                    polite: true,
+                };
+                core.state.stop(link.place, call.id(), stop);
+                self.act(core);
+                call.watch(&self.timers, after(CHUNK_GRACE));
+                return;
+            }
+            // It does not say. Nobody is told that it has not run.
+            ran = Some((link.number, link.pid));
         }
         let cause = Cause::TimedOut { limit, ran };
         if call.id() == 0 {

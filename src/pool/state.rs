@@ -484,6 +484,11 @@ impl<P: Clone> State<P> {
         self.workers[worker].in_flight.get(id).map(|task| &task.payload)
     }
 
+    /// Whether a task at `worker` may have started, given the last that did in each of its lanes.
+    pub(crate) fn may_have_started(&self, worker: usize, id: u64, last: &[u64]) -> bool {
+        self.workers[worker].in_flight.may_have_started(id, last)
+    }
+
     /// Whether a task at `worker` shall be stopped.
     pub(crate) fn is_stopping(&self, worker: usize, id: u64) -> bool {
         self.workers[worker]

@@ -64,8 +64,8 @@ const BELL: usize = 11;
 const HIGHEST: usize = 12;
 const FORKED: usize = 13;
 const LANES: usize = 16;
-/// Words of a lane: id, element, time.
-const LANE: usize = 3;
+/// Words of a lane: id, element, time, and the id of the last that started.
+const LANE: usize = 4;
 const WORD: usize = size_of::<u64>();
 
 /// A task that a worker had started, and how far into its elements it was.
@@ -159,7 +159,8 @@ impl Ledger {
     pub(crate) fn start(&self, lane: usize, id: u64, now: u64) {
         self.word(LANES + LANE * lane + 1).store(0, Ordering::Relaxed);
         self.word(LANES + LANE * lane + 2).store(now, Ordering::Relaxed);
-        // Who sees the id sees the element and the time. In total order with revocations: see `Inbox::try_next`.
+        self.word(LANES + LANE * lane + 3).store(id, Ordering::Relaxed);
+        // Who sees the id, or the end of it, sees the others. In total order with revocations: see `Inbox::try_next`.
         self.word(LANES + LANE * lane).store(id, Ordering::SeqCst);
     }
 
@@ -325,6 +326,17 @@ impl Ledger {
             })
             .filter(|started| started.id != 0)
             .collect()
+    }
+
+    /// Parent: the last task that started in each lane, whether or not it is over. One that has been revoked may be
+    /// among them though it never ran.
+    pub(crate) fn last_started(&self) -> Vec<u64> {
+        let last = |lane| {
+            // What has started and is over by now is seen, too.
+            self.current(lane);
+            self.word(LANES + LANE * lane + 3).load(Ordering::Acquire)
+        };
+        (0..self.lanes).map(last).filter(|&id| id != 0).collect()
     }
 
     /// Parent: something has been sent.
