@@ -3,9 +3,9 @@
 //! One task for each template asks it for one copy after the other. A copy is a child of this process and not of the
 //! template, and it says hello over a connection of its own: to whoever waits for it, it is as if it had been executed.
 
-use std::collections::VecDeque;
 use std::future::pending;
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -174,34 +174,16 @@ impl Keeper {
 
     /// Does what is requested until there is nobody left for it.
     async fn keep(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
-        let mut waiting = VecDeque::new();
-        let mut failed = self.start().await.err();
-        loop {
-            let request = match waiting.pop_front() {
-                Some(request) => Some(request),
-                None => self.next(&mut requests).await,
-            };
-            let Some(request) = request else { break };
+        self.start_for(None, &mut requests).await;
+        while let Some(request) = self.next(&mut requests).await {
             if let Some(lost) = self.lost.take() {
                 request.fail(lost);
-                failed = self.start().await.err();
-                continue;
+                self.start_for(None, &mut requests).await;
+            } else if self.running.is_none() {
+                self.start_for(Some(request), &mut requests).await;
+            } else {
+                self.serve(request).await;
             }
-            if self.running.is_none() && failed.is_none() {
-                failed = self.start().await.err();
-            }
-            if let Some(error) = failed.take() {
-                // One start for all that wait for it.
-                while let Ok(request) = requests.try_recv() {
-                    waiting.push_back(request);
-                }
-                for request in waiting.drain(..) {
-                    request.fail(error.clone());
-                }
-                request.fail(error);
-                continue;
-            }
-            self.serve(request).await;
         }
         // Nobody asks any more, and what was asked is not answered: the receiver is closed when this returns.
         if let Some(template) = self.running.take() {
@@ -228,6 +210,22 @@ impl Keeper {
             if let Some(template) = self.running.take() {
                 let (status, stderr) = self.bury(template).await;
                 self.lost = Some(BuildError::TemplateLost { status, stderr });
+            }
+        }
+    }
+
+    /// Starts a template, for a request and for those that come meanwhile: where that fails, all of them are told, and
+    /// nobody who comes later.
+    async fn start_for(&mut self, request: Option<Request>, requests: &mut mpsc::UnboundedReceiver<Request>) {
+        match (self.start().await, request) {
+            (Ok(()), Some(request)) => self.serve(request).await,
+            (Ok(()), None) => {}
+            (Err(error), request) => {
+                let waiting = iter::from_fn(|| requests.try_recv().ok());
+                request
+                    .into_iter()
+                    .chain(waiting)
+                    .for_each(|request| request.fail(error.clone()));
             }
         }
     }
