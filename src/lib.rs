@@ -79,8 +79,9 @@
 //! processes start with no signal blocked and none ignored that the parent ignores, but for SIGPIPE, and for SIGTTIN
 //! and SIGTTOU, so that no task is stopped for using the terminal. They handle SIGHUP, which does what it always
 //! does, unless the kernel sends it because their parent's end has orphaned their group. Only the library's own
-//! children are waited for; where the host program ignores SIGCHLD or reaps children itself, exit statuses are
-//! missing from errors.
+//! children are waited for, and in a program that is PID 1, or a subreaper, those that have been left to it by
+//! somebody else; where the host program ignores SIGCHLD or reaps children itself, exit statuses are missing from
+//! errors.
 //!
 //! # Limits
 //!

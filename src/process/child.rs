@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process, kill_process_group,
@@ -31,6 +32,30 @@ pub(crate) fn signal_all(signal: Signal) {
     let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
     for killer in started.iter().filter_map(Weak::upgrade) {
         killer.send(signal);
+    }
+}
+
+/// Kills all that was started here, but for those with these numbers, and waits for their end, for so long at most.
+pub(super) fn end_all_but(spared: &[u32], longest: Duration) {
+    let begun = std::time::Instant::now();
+    let started: Vec<_> = {
+        let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        started.iter().filter_map(Weak::upgrade).collect()
+    };
+    let ending = || {
+        started
+            .iter()
+            .filter(|killer| !spared.contains(&killer.pid.as_raw_pid().cast_unsigned()))
+    };
+    ending().for_each(Killer::kill);
+    for pidfd in ending().filter_map(|killer| killer.pidfd()) {
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+        loop {
+            let left = Timespec::try_from(longest.saturating_sub(begun.elapsed())).unwrap_or_default();
+            if !matches!(poll(&mut fds, Some(&left)), Err(Errno::INTR)) {
+                break;
+            }
+        }
     }
 }
 

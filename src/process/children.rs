@@ -6,9 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::child::end_all_but;
 use super::error::{Cause, ProcessError, exit_code};
 use super::life::Life;
 use crate::init::init;
@@ -173,6 +175,16 @@ pub(crate) fn join_all() {
         // The end of the channel is the sign.
         is_done.recv().ok();
     }
+}
+
+/// The end of this process, whose own parent would adopt what it leaves: what would end behind it ends in front of it.
+pub(crate) fn end_bound(longest: Duration) {
+    let free: Vec<u32> = {
+        let children = children();
+        let free = children.iter().filter(|life| !life.is_daemon);
+        free.map(|life| life.pid).collect()
+    };
+    end_all_but(&free, longest);
 }
 
 /// Runs a program's `main`: [`init`](crate::init()), then `main` on a multi-thread tokio runtime, then

@@ -230,10 +230,18 @@ impl Launched {
     }
 }
 
-/// The last words of a process that has ended. From here on nothing more is heard of it.
+/// The last words of a process that has ended, with all that it started. From here on nothing more is heard of it.
 pub(crate) fn last_words(ears: &Ears, speaker: u64) -> impl Future<Output = String> + use<> {
-    let words = ears.settle(speaker);
-    async { timeout(LAST_WORDS, words).await.unwrap_or_default() }
+    words(ears.settle(speaker, false))
+}
+
+/// The last words of a process that has ended, and others go on that it started.
+pub(super) fn words_of_free(ears: &Ears, speaker: u64) -> impl Future<Output = String> + use<> {
+    words(ears.settle(speaker, true))
+}
+
+async fn words(words: impl Future<Output = String>) -> String {
+    timeout(LAST_WORDS, words).await.unwrap_or_default()
 }
 
 /// What whoever starts a process is told when nothing came of it.

@@ -4,7 +4,7 @@
 //! by itself.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use event_listener::Event;
+use rustix::net::RecvFlags;
 use rustix::process::Signal;
 use serde::de::DeserializeOwned;
 use tokio::io::Interest;
@@ -22,7 +23,7 @@ use super::children;
 use super::error::{Cause, Exit, ProcessError};
 use super::handshake::{Greeting, HandshakeError, HandshakeFailure, handshake};
 use super::hear::more;
-use super::launch::{LAST_WORDS, Launched, Report, last_words};
+use super::launch::{LAST_WORDS, Launched, Report, last_words, words_of_free};
 use super::listen::Ears;
 use super::memory::WorkerMemory;
 use super::orphans::Orphans;
@@ -34,7 +35,7 @@ use crate::wire::attachments;
 use crate::wire::codec::{self, Encoded};
 use crate::wire::frame::Message;
 use crate::wire::message::{Failure, kind, message_limit};
-use crate::wire::transport::Receiver;
+use crate::wire::transport::{Received, Receiver};
 
 /// What a result's run time takes in front of it.
 const RUN_TIME: usize = 4;
@@ -175,7 +176,7 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
     let Launched {
         child,
         connection,
-        control: _control,
+        control,
         ledger,
         heard: _,
         greeting,
@@ -205,7 +206,7 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
     }
     child.ended().await;
     if let (Some(receiver), None) = (&mut receiver, &failure)
-        && let Err(fault) = said.take_rest(receiver, &ledger)
+        && let Err(fault) = said.take_rest(receiver, connection.as_fd(), &ledger)
     {
         failure = Some(Trouble::Nonsense(fault));
     }
@@ -224,7 +225,8 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
         child.bury();
     }
     let stderr = match care.heard {
-        Some((ears, process)) => last_words(ears, process).await,
+        Some((ears, process)) if life.is_bound => last_words(ears, process).await,
+        Some((ears, process)) => words_of_free(ears, process).await,
         None => String::new(),
     };
     let out_of_memory = match answer {
@@ -259,6 +261,8 @@ pub(crate) async fn live(life: Arc<Life>, launched: Launched, mut care: Care) {
         })),
     };
     *life.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    // Whoever has joined it finds no descriptor of it left but the handle's.
+    drop((connection, control, ledger, receiver));
     children::forget(&life);
     life.is_over.get_or_init(|| ());
     life.over.notify(usize::MAX);
@@ -314,8 +318,21 @@ impl Said {
         Ok(())
     }
 
-    /// Takes what a process that has ended had finished and not sent.
-    fn take_rest(&mut self, receiver: &mut Receiver, ledger: &Ledger) -> Result<(), String> {
+    /// Takes what a process that has ended had sent and nobody has read, and what it had finished and not sent.
+    fn take_rest(
+        &mut self,
+        receiver: &mut Receiver,
+        connection: BorrowedFd<'_>,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
+        // An error here is the end of what can be read.
+        while !self.is_last
+            && let Ok(Received::Bytes { .. }) = receiver.receive(connection, RecvFlags::DONTWAIT)
+        {
+            while let Some(message) = receiver.next().map_err(|error| format!("sent {error}"))? {
+                self.take(message)?;
+            }
+        }
         let unsent = ledger.unsent(receiver.total());
         let mut messages = Vec::new();
         let injected = receiver.inject(&unsent, &mut messages);
@@ -352,7 +369,7 @@ async fn hear(connection: &Arc<OwnedFd>, receiver: &mut Receiver, said: &mut Sai
         while let Some(message) = receiver.next().map_err(|error| format!("sent {error}"))? {
             said.take(message)?;
         }
-        if said.is_last {
+        if said.is_last && said.outcome.is_some() {
             return Ok(());
         }
         if !more(&connection, receiver).await.map_err(unreadable)? {

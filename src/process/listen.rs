@@ -33,6 +33,8 @@ const EVENTS_PIPE: usize = 1 << 20;
 /// What is read at once, at least: the usual size of a pipe.
 const READ: usize = 64 * 1024;
 const STACK: usize = 256 * 1024;
+/// The pause between two looks at pipes that cannot be waited for.
+const PAUSE: Duration = Duration::from_millis(50);
 /// What the end of the program may wait for the last lines to be passed on.
 const AT_EXIT: Duration = Duration::from_millis(500);
 
@@ -60,8 +62,13 @@ impl fmt::Debug for Ears {
 
 enum Command {
     Add(Box<Source>),
-    /// Read what is there from a worker that has ended, then answer with the last of it.
-    Settle(u64, tokio::sync::oneshot::Sender<String>),
+    /// Read what is there from a process that has ended, then answer with the last of it.
+    Settle {
+        process: u64,
+        /// What it started may go on.
+        is_free: bool,
+        answer: tokio::sync::oneshot::Sender<String>,
+    },
     /// Read what is there from all.
     Sweep(Box<dyn FnOnce() + Send>),
     Close,
@@ -162,6 +169,7 @@ impl Ears {
                 tail_of: None,
                 dropped: 0,
             }),
+            is_settled: false,
         })));
     }
 
@@ -179,14 +187,19 @@ impl Ears {
                 process.pid,
                 &process.ledger,
             )),
+            is_settled: false,
         })));
     }
 
     /// The last that a process wrote to its standard error, once it has ended. Nothing is heard of it after this,
-    /// whether or not anybody waits for the answer.
-    pub(crate) fn settle(&self, process: u64) -> impl Future<Output = String> + use<> {
+    /// whether or not anybody waits for the answer, but what others print that it started, where they are free to go on.
+    pub(crate) fn settle(&self, process: u64, is_free: bool) -> impl Future<Output = String> + use<> {
         let (answer, answered) = tokio::sync::oneshot::channel();
-        self.command(Command::Settle(process, answer));
+        self.command(Command::Settle {
+            process,
+            is_free,
+            answer,
+        });
         answered.map(Result::unwrap_or_default)
     }
 
@@ -298,6 +311,8 @@ struct Source {
     ledger: Arc<Ledger>,
     pipe: OwnedFd,
     ear: Ear,
+    /// The process has ended, and whoever asked has been told of it.
+    is_settled: bool,
 }
 
 enum Ear {
@@ -349,8 +364,12 @@ impl Reader {
             loop {
                 match self.commands.try_recv() {
                     Ok(Command::Add(source)) => self.add(*source),
-                    Ok(Command::Settle(process, answer)) => {
-                        let tail = self.settle(process);
+                    Ok(Command::Settle {
+                        process,
+                        is_free,
+                        answer,
+                    }) => {
+                        let tail = self.settle(process, is_free);
                         // Who asked may have stopped waiting.
                         answer.send(tail).ok();
                     }
@@ -376,12 +395,15 @@ impl Reader {
                     .iter()
                     .map(|source| PollFd::new(&source.pipe, PollFlags::IN)),
             );
-            match poll(&mut fds, None) {
-                Ok(_) | Err(Errno::INTR) => {}
-                // Nothing can be heard any more; workers that print much will wait, results are not concerned.
-                Err(_) => break,
-            }
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let ready: Vec<bool> = match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => fds.iter().map(|fd| !fd.revents().is_empty()).collect(),
+                // There is no memory, or there are more than this program may have open by now. Nobody must wait, or be
+                // ended, for want of a reader.
+                Err(_) => {
+                    thread::park_timeout(PAUSE);
+                    vec![true; fds.len()]
+                }
+            };
             drop(fds);
             if ready[0] {
                 rustix::io::read(&self.ears.wake, &mut [0; 8]).ok();
@@ -406,7 +428,7 @@ impl Reader {
         self.sources.push(source);
     }
 
-    fn settle(&mut self, process: u64) -> String {
+    fn settle(&mut self, process: u64, is_free: bool) -> String {
         let mut index = 0;
         let (mut tail, mut tail_of) = Tail::default();
         let mut running = None;
@@ -422,6 +444,14 @@ impl Reader {
             }
             source.drain(&mut self.buffer, &self.ears);
             running = source.ledger.running().map(|(started, _)| started);
+            if is_free && !source.has_hung_up() {
+                // What the process started holds the pipe, and would be ended for want of a reader.
+                if let Some(found) = source.settle(&self.ears) {
+                    (tail, tail_of) = found;
+                }
+                index += 1;
+                continue;
+            }
             // What the process started may still hold the pipe; it belongs to nobody now.
             let source = self.sources.swap_remove(index);
             if let Some(found) = source.end(&self.ears) {
@@ -449,7 +479,10 @@ impl Reader {
     fn close(&mut self, index: usize) {
         let source = self.sources.swap_remove(index);
         let (process, ledger) = (source.process, Arc::clone(&source.ledger));
-        if let Some(tail) = source.end(&self.ears) {
+        let is_settled = source.is_settled;
+        if let Some(tail) = source.end(&self.ears)
+            && !is_settled
+        {
             self.tails.insert(process, (tail, ledger));
         }
     }
@@ -491,12 +524,39 @@ impl Source {
     }
 
     fn has_more(&self) -> bool {
+        self.events().contains(PollFlags::IN)
+    }
+
+    /// Whether all has been read and nobody is left to write more.
+    fn has_hung_up(&self) -> bool {
+        self.events() == PollFlags::HUP
+    }
+
+    fn events(&self) -> PollFlags {
         let mut fds = [PollFd::new(&self.pipe, PollFlags::IN)];
         let now = rustix::event::Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
+        match poll(&mut fds, Some(&now)) {
+            Ok(_) => fds[0].revents(),
+            Err(_) => PollFlags::empty(),
+        }
+    }
+
+    /// The process has ended and others go on: what it has left unfinished is passed on. Gives the last of a standard
+    /// error.
+    fn settle(&mut self, ears: &Ears) -> Option<Tail> {
+        self.is_settled = true;
+        match &mut self.ear {
+            Ear::Lines(lines) => {
+                lines.end_line(ears);
+                (lines.speaker.stream == OutputStream::Stderr)
+                    .then(|| (mem::take(&mut lines.tail), lines.tail_of))
+            }
+            #[cfg(feature = "tracing")]
+            Ear::Events(_) => None,
+        }
     }
 
     /// What is left unfinished is passed on. Gives the last of a standard error.

@@ -88,14 +88,20 @@ pub(crate) fn run(depth: u32) -> ! {
     }
     if is_free() {
         // What else it started is its own business.
-        if adopts() {
-            bury_all();
-        }
         exit(status);
     }
     // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
     end_descendants();
     exit(status)
+}
+
+/// This process ends, wherever it said so. What a parent that adopts would have to bury, it could not tell from its own
+/// children.
+pub(crate) fn at_exit() {
+    if is_free() && adopts() {
+        children::end_bound(LONGEST_SWEEP);
+        bury_all();
+    }
 }
 
 /// How [`work`] ends.

@@ -33,7 +33,7 @@ use crate::task::entry::Run;
 use crate::wire::buffers;
 use crate::wire::codec::{message_bytes, take_u32};
 use crate::wire::frame::{Message, Outgoing};
-use crate::wire::message::{Failure, kind};
+use crate::wire::message::{Failure, Role, kind};
 
 /// Async tasks that run, so that the watcher can stop them.
 #[derive(Debug, Default)]
@@ -256,10 +256,13 @@ pub(super) fn give_back(inbox: &Inbox, replies: &Replies) -> io::Result<()> {
     replies.send(&Outgoing::new(kind::RECALLED, bytes, Vec::new()), 0)
 }
 
-/// What a task printed must not wait for the end of a line.
+/// What a task printed must not wait for the end of a line. A process ends behind its function, and flushes then,
+/// without waiting for a thread that holds the stream.
 fn flush_output() {
-    // Where it goes is the task's business, and whether that still exists.
-    io::stdout().flush().ok();
+    if !matches!(super::role(), Some(Role::Process { .. })) {
+        // Where it goes is the task's business, and whether that still exists.
+        io::stdout().flush().ok();
+    }
 }
 
 /// The runtime that drives the timers and sockets of async tasks, and runs what they spawn.

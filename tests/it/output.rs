@@ -8,10 +8,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use procession::{BuildError, Line, Output, OutputStream, Pool, PoolBuilder};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::fuse::{eventually, receive, within};
 use crate::gate::{gate, wait_at};
-use crate::scene::{alone_to_the_end, pid, pids, runtime, same};
+use crate::scene::{alone, alone_to_the_end, pid, pids, runtime, same};
 
 /// A builder whose lines of both streams come through one channel.
 fn heard(workers: usize) -> (PoolBuilder, Receiver<Line>) {
@@ -383,5 +384,35 @@ async fn a_buffer_without_room_is_refused() {
             }
         ),
         "{error}"
+    );
+}
+
+#[test]
+fn a_program_that_may_open_fewer_descriptors_than_it_has_goes_on_hearing() {
+    alone(
+        "output::a_program_that_may_open_fewer_descriptors_than_it_has_goes_on_hearing",
+        || {
+            runtime().block_on(async {
+                let (sender, lines) = channel();
+                let builder = Pool::builder()
+                    .workers(4)
+                    .stdout(Output::lines(move |line| sender.send(line.text.clone()).unwrap()));
+                let pool = within(builder.build()).await.unwrap();
+                let limit = getrlimit(Resource::Nofile);
+                let few = Rlimit {
+                    current: Some(4),
+                    maximum: limit.maximum,
+                };
+                setrlimit(Resource::Nofile, few).unwrap();
+                for n in 0..20_u32 {
+                    within(pool.apply(print, format!("line {n}"))).await.unwrap();
+                    assert_eq!(receive(&lines), format!("line {n}"));
+                }
+                setrlimit(Resource::Nofile, limit).unwrap();
+                within(pool.apply(print, "the last".to_owned())).await.unwrap();
+                assert_eq!(receive(&lines), "the last");
+                assert_eq!(pool.stats().restarts, 0);
+            });
+        },
     );
 }

@@ -373,6 +373,40 @@ async fn processes_that_it_leaves_running_go_on() {
     assert_eq!(said, "goes on\n");
 }
 
+/// Task: leaves a shell behind that prints to both streams when `input` ends.
+fn leave_a_shell(input: Fd) {
+    let shell = Command::new("sh")
+        .args([
+            "-c",
+            "exec 3<&0; printf first; (cat <&3; echo second; echo third >&2; echo fourth) &",
+        ])
+        .stdin(input.into_inner())
+        .status();
+    assert!(shell.unwrap().success());
+}
+
+#[tokio::test]
+async fn what_it_leaves_running_has_somebody_who_hears_it() {
+    for method in METHODS {
+        let (sender, lines) = std::sync::mpsc::channel();
+        let builder = Process::builder()
+            .start_method(method)
+            .stdout(Output::lines(move |line| sender.send(line.text.clone()).unwrap()))
+            .stderr(Output::null());
+        let (input, told) = std::io::pipe().unwrap();
+        let process = within(builder.spawn(leave_a_shell, input.into())).await.unwrap();
+        within(process.join()).await.unwrap();
+        assert_eq!(receive(&lines), "first");
+        drop(told);
+        // Without a reader it would be ended by what it says third.
+        assert_eq!(
+            [receive(&lines), receive(&lines)],
+            ["second", "fourth"],
+            "{method:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_join_that_ends_too_early_can_be_repeated() {
     let (mut gate, argument) = gate();
@@ -830,7 +864,8 @@ fn a_start_takes_nothing_before_it_begins() {
                 within(process.join()).await.unwrap();
                 let before = descriptors().len();
                 let starts: Vec<_> = (0..100).map(|n: u32| builder.spawn(same::<u32>, n)).collect();
-                assert_eq!(descriptors().len(), before);
+                // Fewer, where something of the process that was joined was still there before.
+                assert!(descriptors().len() <= before);
                 drop(starts);
             }
             // Many at once get along with what they take in the end, for each waits for its turn.
