@@ -112,9 +112,15 @@ impl Leaf {
         populate: impl FnOnce(&Path) -> io::Result<()>,
     ) -> io::Result<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let directory = parent.join(format!("{LEAF}{}-{number}", std::process::id()));
-        fs::create_dir(&directory)?;
+        let directory = loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let directory = parent.join(format!("{LEAF}{}-{number}", std::process::id()));
+            match fs::create_dir(&directory) {
+                // An earlier process of the same number left it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => break made.map(|()| directory)?,
+            }
+        };
         let leaf = Self { directory };
         populate(&leaf.directory)?;
         write(&leaf.directory.join("memory.max"), &bytes.to_string())?;
