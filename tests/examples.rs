@@ -22,6 +22,7 @@ use argon2::password_hash::phc::PasswordHash;
 use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// For what would otherwise hang.
 const FUSE: Duration = Duration::from_secs(30);
@@ -237,14 +238,14 @@ fn sha256sum_prints_what_coreutils_print() {
         pipeline
             .args(["-c", script, "sh"])
             .args(*case)
-            .current_dir(&tree.root);
+            .current_dir(tree.root());
         let expected = finish(&mut pipeline);
         assert!(expected.status.success(), "{expected:?}");
         for workers in ["1", "3"] {
             let mut ours = example("sha256sum");
             ours.args(["--workers", workers, "--"])
                 .args(*case)
-                .current_dir(&tree.root);
+                .current_dir(tree.root());
             let got = finish(&mut ours);
             assert_eq!(text(&got.stderr), "", "{case:?}");
             assert!(got.status.success(), "{case:?}: {}", got.status);
@@ -269,7 +270,7 @@ fn sha256sum_goes_on_after_what_it_cannot_read() {
     if !is_root {
         command.arg("locked");
     }
-    let output = finish(command.current_dir(&tree.root));
+    let output = finish(command.current_dir(tree.root()));
     assert_eq!(output.status.code(), Some(1));
     let expected = "\
 7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed  good/1
@@ -297,7 +298,7 @@ fn sha256sum_ends_quietly_when_nobody_reads_on() {
     let (read_end, write_end) = rustix::pipe::pipe().unwrap();
     drop(read_end);
     let mut command = example("sha256sum");
-    command.arg(&tree.root);
+    command.arg(tree.root());
     let output = finish_with(&mut command, Stdio::from(write_end), Stdio::piped());
     assert_eq!(text(&output.stderr), "");
     assert!(output.status.success(), "{}", output.status);
@@ -362,7 +363,7 @@ fn sha256sum_shows_a_progress_bar_on_a_terminal() {
 
     let mut command = example("sha256sum");
     command
-        .arg(&tree.root)
+        .arg(tree.root())
         .env("TERM", "xterm")
         .env_remove("NO_COLOR");
     let output = finish_with(&mut command, Stdio::piped(), Stdio::from(stderr));
@@ -608,37 +609,25 @@ fn without_number_after(text: &str, before: &str) -> String {
 }
 
 /// A directory of files, removed when dropped.
-struct Tree {
-    root: PathBuf,
-}
+struct Tree(TempDir);
 
 impl Tree {
     fn new() -> Self {
-        static TREES: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "tree-{}-{}",
-            std::process::id(),
-            TREES.fetch_add(1, Ordering::Relaxed)
-        );
-        let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        fs::create_dir(&root).unwrap();
-        Self { root }
+        Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap())
+    }
+
+    fn root(&self) -> &Path {
+        self.0.path()
     }
 
     fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        self.root.join(path)
+        self.root().join(path)
     }
 
     fn file(&self, path: impl AsRef<Path>, content: &[u8]) {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
-    }
-}
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.root).unwrap();
     }
 }
 

@@ -409,8 +409,8 @@ async fn the_time_that_a_task_may_wait_is_up_in_the_line_too() {
     let (gate, held) = hold(&pool);
     let now = Instant::now();
     let late = [
-        pool.task(pid, ()).queue_timeout(Duration::from_millis(20)),
-        pool.task(pid, ()).deadline(now + Duration::from_millis(20)),
+        pool.task(pid, ()).queue_timeout(Duration::from_secs(1)),
+        pool.task(pid, ()).deadline(now + Duration::from_secs(1)),
     ];
     let mut late = late.map(IntoFuture::into_future);
     begin(&mut late);

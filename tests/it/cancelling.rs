@@ -138,6 +138,8 @@ async fn a_task_that_listens_and_is_out_of_time_is_tried_again_at_the_same_worke
         std::process::id()
     }
     let pool = within(quiet(1).cancel_grace(LONG).build()).await.unwrap();
+    // It listens from then on, however late it comes to the task.
+    within(pool.apply(|_: ()| worker::cancelled(), ())).await.unwrap();
     let own = within(pool.apply(pid, ())).await.unwrap();
     let file = Scratch::new();
     let task = pool.task(third_time, file.path());

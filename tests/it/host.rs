@@ -336,6 +336,8 @@ fn a_worker_has_only_its_own_descriptors() {
             let (first, second) = (pool(3).await, pool(3).await);
             let _file = fs::File::open("/dev/null").unwrap();
             let open = |_: ()| {
+                let has_parent = || descriptors().iter().any(|line| line.contains("pidfd"));
+                eventually("the watcher watches the parent", has_parent);
                 let lines = descriptors().into_iter();
                 lines.filter(|line| !is_inherited(line)).collect::<Vec<_>>()
             };

@@ -400,7 +400,7 @@ async fn a_map_reads_its_input_only_as_far_as_workers_take_it() {
     let (mut gate, argument) = gate();
     let held = pool.apply_async(wait_at, argument);
     gate.entered();
-    let input = (0..100_000_u64).inspect(|_| {
+    let input = (0..10_000_u64).inspect(|_| {
         READ.fetch_add(1, Ordering::Relaxed);
     });
     let mut map = Box::pin(IntoFuture::into_future(pool.map(square, input).chunk_size(1)));
@@ -408,5 +408,5 @@ async fn a_map_reads_its_input_only_as_far_as_workers_take_it() {
     assert!(READ.load(Ordering::Relaxed) < 100, "{READ:?}");
     gate.open();
     within(held).await.unwrap();
-    assert_eq!(within(map).await.unwrap().len(), 100_000);
+    assert_eq!(within(map).await.unwrap().len(), 10_000);
 }

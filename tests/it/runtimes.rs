@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use futures::executor::block_on;
@@ -10,7 +11,7 @@ use procession::{Pool, TaskErrorKind};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
 
-use crate::fuse::{FUSE, eventually, receive, within};
+use crate::fuse::{FUSE, receive, within};
 use crate::gate::{gate, wait_at};
 use crate::scene::{exists, gone, pid, pids, pool, same};
 
@@ -225,15 +226,26 @@ fn the_global_pool_serves_one_runtime_after_the_other_and_many_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_thread_that_is_busy_delays_and_loses_nothing() {
     let pool = pool(2).await;
+    // Both threads of the runtime are blocked while tasks are submitted.
+    let (has_begun, begun) = std::sync::mpsc::channel();
+    let (releases, blockers): (Vec<_>, Vec<_>) = (0..2)
+        .map(|_| {
+            let (release, blocked) = std::sync::mpsc::channel::<()>();
+            let has_begun = has_begun.clone();
+            let blocker = tokio::spawn(async move {
+                has_begun.send(()).unwrap();
+                blocked.recv_timeout(FUSE) == Err(RecvTimeoutError::Disconnected)
+            });
+            (release, blocker)
+        })
+        .unzip();
+    receive(&begun);
+    receive(&begun);
     let handles: Vec<_> = (0..1000).map(|n| pool.apply_async(same::<u32>, n)).collect();
-    // Every thread of the runtime is blocked for a while.
-    let (release, blocked) = std::sync::mpsc::channel::<()>();
-    let blocker = tokio::spawn(async move { blocked.recv_timeout(FUSE).is_err() });
-    eventually("some are done", || {
-        pool.stats().tasks_done > 0 || handles.iter().all(|handle| !handle.is_finished())
-    });
-    drop(release);
-    assert!(within(blocker).await.unwrap());
+    drop(releases);
+    for blocker in blockers {
+        assert!(within(blocker).await.unwrap());
+    }
     for (n, handle) in (0..).zip(handles) {
         assert_eq!(within(handle).await.unwrap(), n);
     }

@@ -9,6 +9,9 @@ use crate::fuse::{eventually, within};
 use crate::gate::{gate, wait_at};
 use crate::scene::{Scratch, pool};
 
+/// Long enough for an element that does nothing.
+const ENOUGH: Duration = Duration::from_millis(500);
+
 fn until_cancelled((): ()) {
     while !worker::cancelled() {
         std::thread::yield_now();
@@ -42,7 +45,7 @@ async fn the_rest_of_a_chunk_is_done_by_the_worker_that_ended_its_first_element(
         n
     };
     let map = pool.map(element, 0..10).chunk_size(10);
-    let results = within(map.timeout(Duration::from_millis(5)).collect_results()).await;
+    let results = within(map.timeout(ENOUGH).collect_results()).await;
     let rest: Vec<u32> = results
         .into_iter()
         .skip(1)
@@ -68,7 +71,7 @@ async fn an_async_element_that_runs_out_of_time_costs_itself_alone() {
             .map(the_first_never_ends, 0..10)
             .chunk_size(10)
             .retries(retries);
-        let mut results = within(map.timeout(Duration::from_millis(5)).collect_results()).await;
+        let mut results = within(map.timeout(ENOUGH).collect_results()).await;
         let error = results.remove(0).unwrap_err();
         assert_eq!(
             error.kind(),
