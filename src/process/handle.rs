@@ -33,7 +33,8 @@ use crate::runtime;
 ///
 /// Standard input is empty. Standard output and standard error are those of this process, unless the
 /// [builder](ProcessBuilder::stdout) says otherwise. While the process runs, this one has three descriptors for it, and
-/// one more for each of the two that does not go where this one's goes; while it starts, up to eight more.
+/// one more for each of the two that does not go where this one's goes, also for as long as something that it left
+/// running has that; while it starts, up to eight more.
 ///
 /// The process ends when the function has returned and the processes that it has itself started this way have ended.
 /// Threads and tasks that the function leaves running are not waited for; exit handlers run.
