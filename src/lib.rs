@@ -60,7 +60,7 @@
 //! on, if that is a multi-thread one, and on the thread `procession` otherwise. All processes together have that
 //! thread, and as a pool one that hears what they print, if any prints through this program. A worker, or a process,
 //! has its main thread, which runs tasks, and one that watches the parent; a process that goes on without its parent
-//! and prints where that does has the main thread alone. One more watches memory where
+//! and prints where that does has the main thread alone, unless the parent is PID 1 or a subreaper. One more watches memory where
 //! [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime with one
 //! thread.
 //!

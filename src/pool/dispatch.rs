@@ -312,7 +312,9 @@ impl Shared {
         link.ledger.revoke(id);
         let grace = match polite {
             true if self.may_end(link) => self.config.cancel_grace,
-            true => CHUNK_GRACE,
+            true if link.ledger.started().iter().any(|started| started.id == id) => CHUNK_GRACE,
+            // It only has to be given back.
+            true => RECALL_GRACE,
             false => RECALL_GRACE,
         };
         // Others should not pay for it with their lives too soon.

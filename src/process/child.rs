@@ -35,8 +35,18 @@ pub(crate) fn signal_all(signal: Signal) {
     }
 }
 
-/// Kills all that was started here, but for those with these numbers, and waits for their end, for so long at most.
+/// Nothing is started here any more.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process is about to end, and starts nothing any more.
+pub(super) fn is_ending() -> bool {
+    ENDING.load(Ordering::SeqCst)
+}
+
+/// Kills all that was started here, but for those with these numbers, and buries them, in so much time at most. For the
+/// end of this process: nothing is started here from now on.
 pub(super) fn end_all_but(spared: &[u32], longest: Duration) {
+    ENDING.store(true, Ordering::SeqCst);
     let begun = std::time::Instant::now();
     let started: Vec<_> = {
         let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,7 +58,8 @@ pub(super) fn end_all_but(spared: &[u32], longest: Duration) {
             .filter(|killer| !spared.contains(&killer.pid.as_raw_pid().cast_unsigned()))
     };
     ending().for_each(Killer::kill);
-    for pidfd in ending().filter_map(|killer| killer.pidfd()) {
+    for killer in ending() {
+        let Some(pidfd) = killer.pidfd() else { continue };
         let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
         loop {
             let left = Timespec::try_from(longest.saturating_sub(begun.elapsed())).unwrap_or_default();
@@ -56,6 +67,7 @@ pub(super) fn end_all_but(spared: &[u32], longest: Duration) {
                 break;
             }
         }
+        bury_family(killer.pid, &killer.take_family());
     }
 }
 
@@ -204,10 +216,7 @@ impl Child {
         // Before the status is taken: until then the number of the group cannot be anybody else's.
         kill_process_group(killer.pid, Signal::KILL).ok();
         if adopts() {
-            let mut family =
-                std::mem::take(&mut *killer.family.lock().unwrap_or_else(PoisonError::into_inner));
-            let worker = killer.pid;
-            family.insert(worker);
+            let (worker, family) = (killer.pid, killer.take_family());
             runtime::blocking(move || bury_family(worker, &family)).await;
         }
         let status = self.process.wait().ok();
@@ -240,6 +249,13 @@ impl Killer {
     /// Readable when the process has ended.
     pub(crate) fn pidfd(&self) -> Option<&Arc<OwnedFd>> {
         self.pidfd.as_ref()
+    }
+
+    /// Descendants that this process may have to bury, and the process itself.
+    fn take_family(&self) -> HashSet<Pid> {
+        let mut family = std::mem::take(&mut *self.family.lock().unwrap_or_else(PoisonError::into_inner));
+        family.insert(self.pid);
+        family
     }
 
     /// What the process has in its environment and no other.

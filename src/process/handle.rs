@@ -37,6 +37,7 @@ use crate::runtime;
 /// running has that; while it starts, up to eight more.
 ///
 /// The process ends when the function has returned and the processes that it has itself started this way have ended.
+/// What it has printed without the end of a line may only appear then.
 /// Threads and tasks that the function leaves running are not waited for; exit handlers run.
 ///
 /// # Cancel safety

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::child::Child;
+use super::child::{Child, is_ending};
 use super::handshake::{Greeting, HandshakeError, HandshakeFailure, handshake};
 use super::listen::Ears;
 use super::spawn::{Line, Program, Spawned, spawn};
@@ -69,6 +69,9 @@ fn prepare(
     others: Vec<OwnedFd>,
     message: Option<Outgoing>,
 ) -> Result<(Greeting, Kept), BuildError> {
+    if is_ending() {
+        return Err(BuildError::Closed);
+    }
     let lanes = welcome.tasks_per_worker;
     let (ledger, ledger_fd) = Ledger::create(lanes).map_err(refused("make shared memory"))?;
     let heard = Ledger::open(ledger_fd.as_fd(), lanes).map_err(refused("map shared memory"))?;

@@ -151,6 +151,13 @@ struct Running {
     speaker: u64,
 }
 
+/// Refuses a request and those that wait behind it.
+fn fail_all(request: Option<Request>, requests: &mut mpsc::UnboundedReceiver<Request>, error: &BuildError) {
+    let waiting = iter::from_fn(|| requests.try_recv().ok());
+    let all = request.into_iter().chain(waiting);
+    all.for_each(|request| request.fail(error.clone()));
+}
+
 /// Looks after one template.
 struct Keeper {
     plan: Plan,
@@ -174,7 +181,12 @@ impl Keeper {
 
     /// Does what is requested until there is nobody left for it.
     async fn keep(mut self, mut requests: mpsc::UnboundedReceiver<Request>) {
-        self.start_for(None, &mut requests).await;
+        if let Err(error) = self.start().await
+            && let Some(request) = self.next(&mut requests).await
+        {
+            // Whoever it was started for may only be about to ask.
+            fail_all(Some(request), &mut requests, &error);
+        }
         while let Some(request) = self.next(&mut requests).await {
             if let Some(lost) = self.lost.take() {
                 request.fail(lost);
@@ -220,13 +232,7 @@ impl Keeper {
         match (self.start().await, request) {
             (Ok(()), Some(request)) => self.serve(request).await,
             (Ok(()), None) => {}
-            (Err(error), request) => {
-                let waiting = iter::from_fn(|| requests.try_recv().ok());
-                request
-                    .into_iter()
-                    .chain(waiting)
-                    .for_each(|request| request.fail(error.clone()));
-            }
+            (Err(error), request) => fail_all(request, requests, &error),
         }
     }
 

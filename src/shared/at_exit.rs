@@ -8,7 +8,6 @@
 /// Runs when `main` has returned or `exit` was called, while other threads still run.
 extern "C" fn at_exit() {
     // Nothing may unwind from here.
-    std::panic::catch_unwind(crate::worker::at_exit).ok();
     std::panic::catch_unwind(crate::process::listen::at_exit).ok();
 }
 

@@ -20,8 +20,8 @@
 //! word 11    how often the parent has sent something
 //! word 12    the highest id among those that were revoked
 //! word 13    the number of the process that was forked last, where this one forks; before that its own
-//! word 16 …  three words for each lane: the id of the task that runs there (0: none), the element it is at, and
-//!            since when
+//! word 16 …  four words for each lane: the id of the task that runs there (0: none), the element it is at, since
+//!            when, and the id of the last that started
 //! then       ids of the tasks that the parent revoked last
 //! data …     frames that are about to be sent
 //! ```

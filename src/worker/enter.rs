@@ -87,21 +87,17 @@ pub(crate) fn run(depth: u32) -> ! {
         children::join_all();
     }
     if is_free() {
+        if adopts() {
+            // A parent that adopts what this leaves could not tell it from its own children.
+            children::end_bound(LONGEST_SWEEP);
+            bury_all();
+        }
         // What else it started is its own business.
         exit(status);
     }
     // The parent would kill the group, but not what has left it, and it may be the parent's end that ends this worker.
     end_descendants();
     exit(status)
-}
-
-/// This process ends, wherever it said so. What a parent that adopts would have to bury, it could not tell from its own
-/// children.
-pub(crate) fn at_exit() {
-    if is_free() && adopts() {
-        children::end_bound(LONGEST_SWEEP);
-        bury_all();
-    }
 }
 
 /// How [`work`] ends.

@@ -40,7 +40,7 @@ use std::sync::{PoisonError, RwLock};
 use crate::wire::message::Role;
 
 pub use cancel::{Cancellation, cancellation, cancelled};
-pub(crate) use enter::{at_exit, run};
+pub(crate) use enter::run;
 
 pub use current::trace_context;
 
