@@ -91,6 +91,8 @@ pub(crate) const MOST_WAITING: usize = 512;
 pub(crate) struct Ledger {
     map: MmapRaw,
     lanes: usize,
+    /// Words in front of the data.
+    words: usize,
 }
 
 impl Ledger {
@@ -121,7 +123,11 @@ impl Ledger {
         let map = MmapOptions::new()
             .len(Self::size(lanes))
             .map_raw(fd.as_raw_fd())?;
-        Ok(Self { map, lanes })
+        Ok(Self {
+            map,
+            lanes,
+            words: Self::words(lanes),
+        })
     }
 
     /// Words in front of the data.
@@ -133,16 +139,12 @@ impl Ledger {
         MOST_WAITING + lanes
     }
 
-    fn data_offset(lanes: usize) -> usize {
-        Self::words(lanes) * WORD
-    }
-
     fn size(lanes: usize) -> usize {
-        Self::data_offset(lanes) + DATA
+        Self::words(lanes) * WORD + DATA
     }
 
     fn word(&self, index: usize) -> &AtomicU64 {
-        assert!(index < Self::words(self.lanes), "a word of the ledger's head");
+        assert!(index < self.words, "a word of the ledger's head");
         let words = self.map.as_mut_ptr().cast::<u64>();
         // SAFETY: the index is within the head, which is within the mapping.
         let word = unsafe { words.add(index) };
@@ -152,7 +154,7 @@ impl Ledger {
 
     fn data(&self) -> *mut u8 {
         // SAFETY: the data begins within the mapping, by the size that it was made with.
-        unsafe { self.map.as_mut_ptr().add(Self::data_offset(self.lanes)) }
+        unsafe { self.map.as_mut_ptr().add(self.words * WORD) }
     }
 
     /// Worker: the task `id` starts in `lane` now.
