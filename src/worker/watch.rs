@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -23,6 +24,8 @@ use crate::wire::message::Control;
 use crate::wire::transport::{datagram_pair, is_disconnect};
 
 const STACK: usize = 256 * 1024;
+/// The pause between two looks where nothing can be waited for.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Starts the watcher. `pipes` are the reading ends of those that this process prints to through its parent.
 pub(super) fn start(
@@ -132,6 +135,7 @@ fn watch(
 ) -> io::Result<()> {
     let connection = replies.connection();
     let parent = parent(connection);
+    let first_parent = getppid();
     let mut undertaker = Undertaker::default();
     loop {
         let mut fds = vec![
@@ -141,14 +145,22 @@ fn watch(
             PollFd::new(replies.late(), PollFlags::IN),
         ];
         fds.extend(parent.iter().map(|parent| PollFd::new(parent, PollFlags::IN)));
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
+        let is_blind = match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => false,
+            // This process may have fewer descriptors by now than are watched here.
+            Err(Errno::INVAL) => true,
             Err(error) => return Err(error.into()),
+        };
+        if is_blind {
+            thread::park_timeout(PAUSE);
+            if getppid() != first_parent {
+                return Ok(());
+            }
         }
         if !fds[2].revents().is_empty() {
             undertaker.wake();
         }
-        if !fds[3].revents().is_empty() {
+        if is_blind || !fds[3].revents().is_empty() {
             match replies.flush_late() {
                 Ok(()) => {}
                 Err(error) if is_disconnect(&error) => return Ok(()),
@@ -158,7 +170,7 @@ fn watch(
         if !fds[0].revents().is_empty() || fds.get(4).is_some_and(|parent| !parent.revents().is_empty()) {
             return Ok(());
         }
-        if fds[1].revents().is_empty() {
+        if !is_blind && fds[1].revents().is_empty() {
             continue;
         }
         let mut buffer = [0; 64];

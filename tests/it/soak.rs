@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use procession::{Pool, TaskError, TaskErrorKind, TimeoutPhase, worker};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::fuse::{eventually, within};
+use crate::fuse::{FUSE, eventually, within};
 use crate::gate::{gate, wait_at};
 use crate::scene::{Scratch, pool};
 
@@ -128,4 +129,26 @@ async fn a_deadline_between_two_tries_of_a_chunk_leaves_it_the_values_that_it_ha
     assert_eq!(kinds, [Ok(&0), Err(TaskErrorKind::WorkerLost), Err(late)]);
     gate.open();
     within(held).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_descriptors_from_itself_still_hears_its_parent() {
+    let pool = within(Pool::builder().workers(1).cancel_grace(FUSE).build())
+        .await
+        .unwrap();
+    let few = |(): ()| {
+        let limit = Rlimit {
+            current: Some(3),
+            ..getrlimit(Resource::Nofile)
+        };
+        setrlimit(Resource::Nofile, limit).unwrap();
+    };
+    within(pool.apply(few, ())).await.unwrap();
+    // The first wakes whoever hears that, the others find him awake.
+    for _ in 0..3 {
+        let task = pool.task(until_cancelled, ()).timeout(ENOUGH);
+        assert!(within(task).await.unwrap_err().is_timeout());
+    }
+    within(pool.apply(|(): ()| (), ())).await.unwrap();
+    assert_eq!(pool.stats().restarts, 0);
 }
