@@ -60,9 +60,9 @@
 //! on, if that is a multi-thread one, and on the thread `procession` otherwise. All processes together have that
 //! thread, and as a pool one that hears what they print, if any prints through this program. A worker, or a process,
 //! has its main thread, which runs tasks, and one that watches the parent; a process that goes on without its parent
-//! and prints where that does has the main thread alone, unless the parent is PID 1 or a subreaper. One more watches memory where
-//! [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime with one
-//! thread.
+//! and prints where that does has the main thread alone, unless the parent is PID 1 or a subreaper. One more watches
+//! memory where [`memory_limit`](PoolBuilder::memory_limit) takes that, and the first async task adds a tokio runtime
+//! with one thread.
 //!
 //! **File descriptors.** For each worker the parent holds the connection (a Unix stream socket), a second socket for
 //! what must be heard while a task runs, the read ends of its standard error and, unless that goes nowhere, its
